@@ -1,1 +1,3 @@
-//! Under way.
+//! The test kit: servers and agents as real processes in folders of their own, seen only from outside.
+
+pub mod testkit;

@@ -1,0 +1,8 @@
+//! Real processes in temporary folders, started from the configuration files that users write, and plain clients of the wire.
+
+pub mod process;
+pub mod wait;
+pub mod wire;
+
+pub use process::{Agent, AgentOptions, Binaries, Kind, Server, ServerOptions};
+pub use wire::{Presented, Requested, secured, tls, unix};
