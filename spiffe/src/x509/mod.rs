@@ -1,0 +1,19 @@
+//! X.509: certificates, X509-SVIDs, signing requests, keys and serial numbers.
+//!
+//! Each is read once into an owned summary. What is checked here is the form and the SPIFFE
+//! profile; whom a certificate is to be believed is decided in [`crate::verify`].
+
+mod certificate;
+mod csr;
+mod key;
+mod serial;
+mod svid;
+
+pub use certificate::{Certificate, ExtendedKeyUsage, KeyUsage, X509Error};
+pub use csr::{Csr, CsrError};
+pub use key::{Curve, KeyError, KeyKind, KeyType, PrivateKey, PublicKey, SignatureError, key_id_of};
+pub use serial::{Serial, SerialError};
+pub use svid::X509Svid;
+
+#[cfg(test)]
+pub(crate) mod testing;
