@@ -249,7 +249,6 @@ fn workload_api_has_the_numbers_of_the_standard() {
         ),
     ];
     for (message, expected) in table {
-        // A map's entry type is spelled without its package.
         assert_eq!(fields(&pool, message), expected, "{message}");
     }
 }
