@@ -5,7 +5,12 @@
 
 pub mod backoff;
 pub mod clock;
+pub mod duration;
 pub mod entropy;
+pub mod flags;
+pub mod harden;
+pub mod hcl;
+pub mod keyfile;
 pub mod reconcile;
 pub mod shutdown;
 pub mod telemetry;

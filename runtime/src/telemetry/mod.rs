@@ -1,5 +1,15 @@
 //! What a process shows of itself: logs, metrics and health.
 
+pub mod health;
+pub mod http;
+pub mod level;
+pub mod log;
+pub mod metrics;
+pub mod settings;
+
+pub use health::Health;
+pub use level::{Level, LogLevel};
+
 /// An error and its causes in one line, outermost first.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

@@ -1,0 +1,225 @@
+//! The command line and the environment, in the manner of Go programs: `-flag value`, `-flag=value`, `--flag`.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+
+/// The environment as it was at the start of the process.
+#[derive(Clone, Debug, Default)]
+pub struct Environment {
+    values: HashMap<String, String>,
+}
+
+impl Environment {
+    /// Reads the environment. Names and values that are not UTF-8 are left out.
+    pub fn read() -> Self {
+        let values =
+            std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+        Self { values: values.collect() }
+    }
+
+    /// The value of a variable; an empty one counts as unset.
+    pub fn value(&self, name: &str) -> Option<&str> {
+        self.values.get(name).map(String::as_str).filter(|value| !value.is_empty())
+    }
+
+    /// Replaces `$NAME` and `${NAME}` in `text`, as Go's `os.Expand` does: an unset variable is empty, `$$` is `$`, and
+    /// a `$` that no name follows stays.
+    pub fn expand(&self, text: &str) -> String {
+        let mut out = String::with_capacity(text.len());
+        let mut rest = text;
+        while let Some(at) = rest.find('$') {
+            let (before, after) = rest.split_at(at);
+            out.push_str(before);
+            let after = after.get(1..).unwrap_or("");
+            let (name, used) = name_after_dollar(after);
+            match name {
+                Some("$") => out.push('$'),
+                Some(name) => out.push_str(self.values.get(name).map_or("", String::as_str)),
+                None if used == 0 => out.push('$'),
+                // `${}` and `${` without an end are swallowed.
+                None => {}
+            }
+            rest = after.get(used..).unwrap_or("");
+        }
+        out.push_str(rest);
+        out
+    }
+}
+
+impl<N: Into<String>, V: Into<String>> FromIterator<(N, V)> for Environment {
+    fn from_iter<I: IntoIterator<Item = (N, V)>>(pairs: I) -> Self {
+        Self { values: pairs.into_iter().map(|(name, value)| (name.into(), value.into())).collect() }
+    }
+}
+
+/// The variable's name after a `$`, and how many bytes of `text` it takes.
+fn name_after_dollar(text: &str) -> (Option<&str>, usize) {
+    // Names of the shell's special parameters are one character long.
+    let special = |c: char| c.is_ascii_digit() || "*#$@!?-".contains(c);
+    let part = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    match text.chars().next() {
+        Some('{') => {
+            let inner = text.get(1..).unwrap_or("");
+            if let Some(c) = inner.chars().next().filter(|c| special(*c))
+                && inner.get(c.len_utf8()..).is_some_and(|rest| rest.starts_with('}'))
+            {
+                return (inner.get(..c.len_utf8()), 3);
+            }
+            match inner.find('}') {
+                Some(0) => (None, 2),
+                Some(end) => (inner.get(..end), end + 2),
+                None => (None, 1),
+            }
+        }
+        Some(c) if special(c) => (text.get(..1), 1),
+        Some(c) if part(c) => {
+            let end = text.find(|c| !part(c)).unwrap_or(text.len());
+            (text.get(..end), end)
+        }
+        _ => (None, 0),
+    }
+}
+
+/// Turns single-dash flags into the double-dash ones that clap knows. What follows `--`, single letters (`-h`), a lone
+/// `-` and negative numbers stay as they are.
+pub fn go_style(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut verbatim = false;
+    arguments
+        .into_iter()
+        .map(|argument| {
+            verbatim |= argument == "--";
+            let Some(text) = argument.to_str().filter(|_| !verbatim) else { return argument };
+            let mut chars = text.chars();
+            let flag = chars.next() == Some('-') && chars.next().is_some_and(|c| c.is_ascii_alphabetic());
+            // `-h` and `-h=x` are clap's short flags.
+            let long = text.len() > 2 && !text.get(2..).is_some_and(|rest| rest.starts_with('='));
+            if flag && long { OsString::from(format!("-{text}")) } else { argument }
+        })
+        .collect()
+}
+
+/// A boolean as Go's `flag` reads it.
+///
+/// # Errors
+///
+/// A sentence for every other text.
+pub fn boolean(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        _ => Err("neither true nor false".to_owned()),
+    }
+}
+
+/// Reads `arguments`, the program's name first, into `P`.
+///
+/// # Errors
+///
+/// The exit code with which to end, after what is to be said was written: 0 for help and version (standard output), 127
+/// for an unknown command, 1 for wrong flags (standard error).
+pub fn parse<P: Parser>(arguments: impl IntoIterator<Item = OsString>) -> Result<P, ExitCode> {
+    let arguments = go_style(arguments);
+    let mut command = P::command();
+    let error = match command.try_get_matches_from_mut(&arguments).and_then(|matches| P::from_arg_matches(&matches)) {
+        Ok(parsed) => return Ok(parsed),
+        Err(error) => error,
+    };
+    let text = error.render();
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            let _ = write!(std::io::stdout(), "{text}");
+            Err(ExitCode::SUCCESS)
+        }
+        _ => {
+            let _ = write!(std::io::stderr(), "{text}");
+            let named = arguments.iter().skip(1).find(|argument| !argument.to_string_lossy().starts_with('-'));
+            let known = named.is_some_and(|name| command.find_subcommand(name).is_some());
+            let about_command = !known && command.has_subcommands();
+            Err(ExitCode::from(if about_command { 127 } else { 1 }))
+        }
+    }
+}
+
+/// Writes a completion script for `shell` (`bash`, `zsh`, `fish`, `elvish`, `powershell`) to standard output.
+pub fn write_completion<P: Parser>(shell: clap_complete::Shell, program: &str) {
+    clap_complete::generate(shell, &mut P::command(), program, &mut std::io::stdout());
+}
+
+pub use clap_complete::Shell;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn expands_as_go_does() {
+        let environment: Environment = [("A", "1"), ("LONG_NAME", "two"), ("EMPTY", "")].into_iter().collect();
+        for (text, expanded) in [
+            ("", ""),
+            ("plain", "plain"),
+            ("$A", "1"),
+            ("${A}b$A.", "1b1."),
+            ("$LONG_NAME/x", "two/x"),
+            ("$UNSET-${UNSET}|", "-|"),
+            ("$$A", "$A"),
+            ("${$}", "$"),
+            ("100% $ ", "100% $ "),
+            ("end$", "end$"),
+            ("${}x", "x"),
+            ("${open", "open"),
+            ("$é", "$é"),
+            ("$1x", "x"),
+        ] {
+            assert_eq!(environment.expand(text), expanded, "{text}");
+        }
+        assert_eq!(environment.value("EMPTY"), None);
+        assert_eq!(environment.value("A"), Some("1"));
+    }
+
+    #[test]
+    fn single_dashes_become_double() {
+        let given = ["p", "-socketPath", "x", "-a=b", "-node=true", "-h", "-", "-5", "--ok", "-x=1", "--", "-rest"];
+        let wanted = ["p", "--socketPath", "x", "-a=b", "--node=true", "-h", "-", "-5", "--ok", "-x=1", "--", "-rest"];
+        assert_eq!(go_style(given.map(OsString::from)), wanted.map(OsString::from));
+    }
+
+    #[derive(Debug, Parser)]
+    #[command(name = "p", version = "1")]
+    struct Program {
+        #[command(subcommand)]
+        command: Command,
+    }
+
+    #[derive(Debug, clap::Subcommand)]
+    enum Command {
+        Show {
+            #[arg(long = "entryID", default_value = "")]
+            entry_id: String,
+            #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", value_parser = boolean)]
+            node: bool,
+        },
+    }
+
+    fn run(arguments: &[&str]) -> Result<Program, ExitCode> {
+        parse(arguments.iter().map(OsString::from))
+    }
+
+    #[test]
+    fn flags_are_read_and_exits_mapped() {
+        let Command::Show { entry_id, node } = run(&["p", "show", "-entryID=a", "-node"]).unwrap().command;
+        assert_eq!((entry_id.as_str(), node), ("a", true));
+        let Command::Show { node, .. } = run(&["p", "show", "-node=F"]).unwrap().command;
+        assert!(!node);
+        let code = |arguments: &[&str]| format!("{:?}", run(arguments).unwrap_err());
+        assert_eq!(code(&["p", "-h"]), format!("{:?}", ExitCode::SUCCESS));
+        assert_eq!(code(&["p", "--version"]), format!("{:?}", ExitCode::SUCCESS));
+        assert_eq!(code(&["p", "nope"]), format!("{:?}", ExitCode::from(127)));
+        assert_eq!(code(&["p"]), format!("{:?}", ExitCode::from(127)));
+        assert_eq!(code(&["p", "show", "-nope"]), format!("{:?}", ExitCode::from(1)));
+    }
+}
