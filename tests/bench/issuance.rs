@@ -32,7 +32,8 @@ impl Bench {
         let address = SocketAddr::from(([127, 0, 0, 1], server.port));
         let admin = server.socket();
         let channel = unix(&admin).await?;
-        let entries = (0..50).map(|n| node::entry("/bench", &format!("/issue/{n}"), &format!("uid:{}", 90_000 + n))).collect();
+        let entries =
+            (0..50).map(|n| node::entry("/bench", &format!("/issue/{n}"), &format!("uid:{}", 90_000 + n))).collect();
         node::create(&channel, entries).await?;
         let nodes = node::nodes(address, &admin, callers, &node::id("/bench")).await?;
         let mut entries = Vec::new();
@@ -40,8 +41,17 @@ impl Bench {
             entries = node::authorized(node, 50).await?;
         }
         ensure!(entries.len() >= 50, "only {} entries are authorized", entries.len());
-        let csrs = (0..50).map(|_| Ok(Requested::new(Some("spiffe://example.org/any"))?.csr.into())).collect::<Result<_>>()?;
-        Ok(Self { pid: server.pid()?, address, admin, nodes, entries, csrs, joined: Arc::new(AtomicUsize::new(callers)) })
+        let csrs =
+            (0..50).map(|_| Ok(Requested::new(Some("spiffe://example.org/any"))?.csr.into())).collect::<Result<_>>()?;
+        Ok(Self {
+            pid: server.pid()?,
+            address,
+            admin,
+            nodes,
+            entries,
+            csrs,
+            joined: Arc::new(AtomicUsize::new(callers)),
+        })
     }
 
     /// `BatchNewX509SVID` with `batch` items a call.
@@ -75,7 +85,10 @@ impl Bench {
             let entry_id = entries.get(caller % entries.len()).cloned();
             async move {
                 let mut client = SvidClient::new(node.context("no node")?.channel);
-                let request = NewJwtsvidRequest { entry_id: entry_id.context("no entry")?, audience: vec![format!("audience-{caller}")] };
+                let request = NewJwtsvidRequest {
+                    entry_id: entry_id.context("no entry")?,
+                    audience: vec![format!("audience-{caller}")],
+                };
                 let answer = client.new_jwtsvid(request).await?.into_inner();
                 ensure!(answer.svid.is_some_and(|svid| !svid.token.is_empty()), "no token");
                 Ok(1)

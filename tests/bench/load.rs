@@ -66,7 +66,8 @@ where
     while let Some(task) = tasks.join_next().await {
         calls.extend(task??);
     }
-    let done = Done { items: items.load(Ordering::Relaxed), elapsed: begin.elapsed(), cpu: stats::cpu(pid)? - before, calls };
+    let done =
+        Done { items: items.load(Ordering::Relaxed), elapsed: begin.elapsed(), cpu: stats::cpu(pid)? - before, calls };
     ensure!(done.items > 0, "nothing was served");
     Ok(done)
 }

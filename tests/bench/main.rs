@@ -21,12 +21,15 @@ use tokio::time::Instant;
 
 /// Measures issuance, entries, agents, workloads, propagation and footprint; CPU and memory are those of the process that serves.
 #[derive(Parser)]
-#[command(name = "bench", after_help = "Examples:\n  cargo xtask bench\n  cargo xtask bench --only issuance --rounds 1\n  \
-    cargo xtask bench --peer-server PATH/spire-server --peer-agent PATH/spire-agent")]
+#[command(
+    name = "bench",
+    after_help = "Examples:\n  cargo xtask bench\n  cargo xtask bench --only issuance --rounds 1\n  \
+    cargo xtask bench --peer-server PATH/spire-server --peer-agent PATH/spire-agent"
+)]
 struct Arguments {
-    /// Folder with signet-server and signet-agent.
-    #[arg(long)]
-    binaries: PathBuf,
+    /// Folder with signet-server and signet-agent; without it only the peer is measured.
+    #[arg(long, required_unless_present = "peer_server")]
+    binaries: Option<PathBuf>,
     /// Another implementation's server, measured in turns with ours.
     #[arg(long, requires = "peer_agent")]
     peer_server: Option<PathBuf>,
@@ -86,7 +89,10 @@ fn main() -> Result<()> {
 }
 
 async fn measure(arguments: &Arguments) -> Result<()> {
-    let mut sides = vec![(Side::Ours, Binaries::signet_in(&arguments.binaries)?)];
+    let mut sides = Vec::new();
+    if let Some(folder) = &arguments.binaries {
+        sides.push((Side::Ours, Binaries::signet_in(folder)?));
+    }
     if let (Some(server), Some(agent)) = (&arguments.peer_server, &arguments.peer_agent) {
         sides.push((Side::Peer, Binaries::of(Kind::Spire, server.clone(), agent.clone())?));
     }
@@ -95,15 +101,26 @@ async fn measure(arguments: &Arguments) -> Result<()> {
     for round in 1..=arguments.rounds {
         let floor = stats::floor()?;
         floors.push(floor.as_secs_f64() * 1e6);
-        eprintln!("round {round} of {}; one CSR check and one signature cost {:.1} µs here", arguments.rounds, floor.as_secs_f64() * 1e6);
+        eprintln!(
+            "round {round} of {}; one CSR check and one signature cost {:.1} µs here",
+            arguments.rounds,
+            floor.as_secs_f64() * 1e6
+        );
         for (side, binaries) in &sides {
             one_round(arguments, *side, binaries, &mut report).await?;
         }
     }
     let floor = stats::median(&floors);
     println!("{}", report.table());
-    println!("floor: one check + one signature {floor:.1} µs of CPU (median); limits per core were set where it is 53 µs");
-    println!("conditions: {} rounds, {} s a load, 127.0.0.1, rate limits off, EC P-256, {} cores", arguments.rounds, arguments.seconds, cores());
+    println!(
+        "floor: one check + one signature {floor:.1} µs of CPU (median); limits per core were set where it is 53 µs"
+    );
+    println!(
+        "conditions: {} rounds, {} s a load, 127.0.0.1, rate limits off, EC P-256, {} cores",
+        arguments.rounds,
+        arguments.seconds,
+        cores()
+    );
     let conditions = json!({"rounds": arguments.rounds, "seconds": arguments.seconds, "cores": cores(), "floor_us": floors,
         "peer": arguments.peer_server.is_some()});
     report.write(&arguments.json, &conditions)?;
@@ -159,8 +176,22 @@ async fn footprint(side: Side, binaries: &Binaries, report: &mut Report) -> Resu
     server.start_again().await?;
     report.add(side, "server: exec to ready, restart", "s", AtMost(0.1), None, begin.elapsed().as_secs_f64());
     tokio::time::sleep(Duration::from_secs(3)).await;
-    report.add(side, "server: idle RSS", "MiB", AtMost(25.0), AtMost(15.0), stats::memory(server.pid()?, "VmRSS")? as f64 / 1024.0);
-    report.add(side, "agent: idle RSS", "MiB", AtMost(15.0), AtMost(10.0), stats::memory(agent.pid()?, "VmRSS")? as f64 / 1024.0);
+    report.add(
+        side,
+        "server: idle RSS",
+        "MiB",
+        AtMost(25.0),
+        AtMost(15.0),
+        stats::memory(server.pid()?, "VmRSS")? as f64 / 1024.0,
+    );
+    report.add(
+        side,
+        "agent: idle RSS",
+        "MiB",
+        AtMost(15.0),
+        AtMost(10.0),
+        stats::memory(agent.pid()?, "VmRSS")? as f64 / 1024.0,
+    );
     Ok(())
 }
 
@@ -183,12 +214,26 @@ async fn issuance(arguments: &Arguments, side: Side, binaries: &Binaries, report
         report.add(side, &format!("{name}: rate"), "/s", None, None, done.rate());
     }
     let done = bench.jwt(32, time).await?;
-    report.add(side, "JWT-SVIDs, 32 callers", "per core-s", AtLeast(12_800.0), AtLeast(23_000.0), done.per_core_second());
+    report.add(
+        side,
+        "JWT-SVIDs, 32 callers",
+        "per core-s",
+        AtLeast(12_800.0),
+        AtLeast(23_000.0),
+        done.per_core_second(),
+    );
     report.add(side, "JWT-SVIDs, 32 callers: rate", "/s", None, None, done.rate());
     let done = bench.attestation(8, time).await?;
     report.add(side, "join token made and used, 8 callers", "cpu-ms", AtMost(1.0), AtMost(0.5), done.cpu_ms());
     report.add(side, "join token made and used, 8 callers: rate", "/s", None, None, done.rate());
-    report.add(side, "server: peak RSS of issuance", "MiB", None, None, stats::memory(server.pid()?, "VmHWM")? as f64 / 1024.0);
+    report.add(
+        side,
+        "server: peak RSS of issuance",
+        "MiB",
+        None,
+        None,
+        stats::memory(server.pid()?, "VmHWM")? as f64 / 1024.0,
+    );
     Ok(())
 }
 
@@ -197,29 +242,59 @@ async fn entries(arguments: &Arguments, side: Side, binaries: &Binaries, report:
     let time = Duration::from_secs(arguments.seconds);
     let folder = tempfile::tempdir()?;
     let mut server = Server::start(binaries, folder.path(), &options()).await?;
-    let bench = node::nodes(SocketAddr::from(([127, 0, 0, 1], server.port)), &server.socket(), 1, &node::id("/bench")).await?;
+    let bench =
+        node::nodes(SocketAddr::from(([127, 0, 0, 1], server.port)), &server.socket(), 1, &node::id("/bench")).await?;
     let mut done = registry::create(&server, arguments.entries).await?;
     let many = format!("{} entries", arguments.entries);
     report.add(side, "entries created, 50 a call", "cpu-ms each", AtMost(0.12), AtMost(0.05), done.cpu_ms());
     report.add(side, "entries created, 50 a call: rate", "/s", AtLeast(5_000.0), AtLeast(20_000.0), done.rate());
-    report.add(side, "entries created, 50 a call: p99 of a call", "ms", None, None, stats::percentile(&mut done.calls, 0.99).as_secs_f64() * 1e3);
+    report.add(
+        side,
+        "entries created, 50 a call: p99 of a call",
+        "ms",
+        None,
+        None,
+        stats::percentile(&mut done.calls, 0.99).as_secs_f64() * 1e3,
+    );
     tokio::time::sleep(Duration::from_secs(2)).await;
-    report.add(side, &format!("server RSS with {many}"), "MiB", AtMost(170.0), AtMost(120.0), stats::memory(server.pid()?, "VmRSS")? as f64 / 1024.0);
+    report.add(
+        side,
+        &format!("server RSS with {many}"),
+        "MiB",
+        AtMost(170.0),
+        AtMost(120.0),
+        stats::memory(server.pid()?, "VmRSS")? as f64 / 1024.0,
+    );
     let cores = registry::idle(server.pid()?, Duration::from_secs(15)).await?;
     report.add(side, &format!("idle with {many}"), "cores", AtMost(0.005), None, cores);
     let admin = e2e::testkit::unix(&server.socket()).await?;
-    node::create(&admin, (0..100).map(|n| node::entry("/bench", &format!("/mine/{n}"), &format!("uid:{n}"))).collect()).await?;
+    node::create(&admin, (0..100).map(|n| node::entry("/bench", &format!("/mine/{n}"), &format!("uid:{n}"))).collect())
+        .await?;
     let first = bench.first().context("no node")?;
     node::authorized(first, 100).await?;
     let mut done = registry::sync(server.pid()?, first, time).await?;
     report.add(side, "sync of 100 entries", "cpu-ms", None, None, done.cpu_ms());
-    report.add(side, "sync of 100 entries: p50", "ms", None, None, stats::percentile(&mut done.calls, 0.5).as_secs_f64() * 1e3);
+    report.add(
+        side,
+        "sync of 100 entries: p50",
+        "ms",
+        None,
+        None,
+        stats::percentile(&mut done.calls, 0.5).as_secs_f64() * 1e3,
+    );
     let mut admin = spiffe_proto::agent::agent_client::AgentClient::new(admin);
     let token = node::token(&mut admin, Option::None).await?;
     let presented = node::attest(SocketAddr::from(([127, 0, 0, 1], server.port)), 77, token).await?;
     let restart = registry::restart(&mut server, &presented).await?;
     report.add(side, &format!("restart to first sync with {many}"), "s", AtMost(1.0), None, restart.as_secs_f64());
-    report.add(side, &format!("server RSS with {many}, after restart"), "MiB", AtMost(170.0), AtMost(120.0), stats::memory(server.pid()?, "VmRSS")? as f64 / 1024.0);
+    report.add(
+        side,
+        &format!("server RSS with {many}, after restart"),
+        "MiB",
+        AtMost(170.0),
+        AtMost(120.0),
+        stats::memory(server.pid()?, "VmRSS")? as f64 / 1024.0,
+    );
     Ok(())
 }
 
@@ -242,8 +317,22 @@ async fn agents(arguments: &Arguments, side: Side, binaries: &Binaries, report: 
     }
     let after = stats::memory(pid, "VmRSS")?;
     let each = after.saturating_sub(before) as f64 / nodes.len() as f64;
-    report.add(side, &format!("server memory for each of {} agents", nodes.len()), "KiB", AtMost(60.0), AtMost(40.0), each);
-    report.add(side, &format!("idle with {} agents connected", nodes.len()), "cores", None, None, registry::idle(pid, Duration::from_secs(10)).await?);
+    report.add(
+        side,
+        &format!("server memory for each of {} agents", nodes.len()),
+        "KiB",
+        AtMost(60.0),
+        AtMost(40.0),
+        each,
+    );
+    report.add(
+        side,
+        &format!("idle with {} agents connected", nodes.len()),
+        "cores",
+        None,
+        None,
+        registry::idle(pid, Duration::from_secs(10)).await?,
+    );
     Ok(())
 }
 
@@ -265,7 +354,8 @@ async fn connected(node: &node::Node, kind: Kind) -> Result<Option<Held>> {
     let mut answers = client.subscribe(tokio_stream::wrappers::ReceiverStream::new(receive)).await?.into_inner();
     let first = answers.message().await?.context("the push stream ended")?;
     if matches!(first.message, Some(spiffe_proto::sync::subscribe_response::Message::Compare(_))) {
-        let held = SubscribeRequest { message: Some(subscribe_request::Message::Held(spiffe_proto::sync::Held::default())) };
+        let held =
+            SubscribeRequest { message: Some(subscribe_request::Message::Held(spiffe_proto::sync::Held::default())) };
         send.send(held).await?;
         answers.message().await?.context("the push stream ended")?;
     }
@@ -299,23 +389,72 @@ async fn workloads(arguments: &Arguments, side: Side, binaries: &Binaries, repor
         for callers in [1, 16] {
             let (must, aim) = if callers == 16 { (AtMost(0.20), AtMost(0.12)) } else { (None, None) };
             let done = workload::connect(pid, socket.clone(), callers, time).await?;
-            report.add(side, &format!("connection + first X.509-SVID, {callers} callers"), "agent cpu-ms", must, aim, done.cpu_ms());
-            report.add(side, &format!("connection + first X.509-SVID, {callers} callers: rate"), "/s", None, None, done.rate());
+            report.add(
+                side,
+                &format!("connection + first X.509-SVID, {callers} callers"),
+                "agent cpu-ms",
+                must,
+                aim,
+                done.cpu_ms(),
+            );
+            report.add(
+                side,
+                &format!("connection + first X.509-SVID, {callers} callers: rate"),
+                "/s",
+                None,
+                None,
+                done.rate(),
+            );
         }
         let done = workload::jwt(pid, socket.clone(), 16, time).await?;
-        report.add(side, "JWT-SVID from the cache, 16 callers", "agent cpu-ms", AtMost(0.10), AtMost(0.05), done.cpu_ms());
+        report.add(
+            side,
+            "JWT-SVID from the cache, 16 callers",
+            "agent cpu-ms",
+            AtMost(0.10),
+            AtMost(0.05),
+            done.cpu_ms(),
+        );
         let each = workload::streams(pid, &socket, arguments.streams).await?;
-        report.add(side, &format!("agent memory for each of {} streams", arguments.streams), "KiB", AtMost(48.0), AtMost(40.0), each);
+        report.add(
+            side,
+            &format!("agent memory for each of {} streams", arguments.streams),
+            "KiB",
+            AtMost(48.0),
+            AtMost(40.0),
+            each,
+        );
     }
     if wanted(arguments, Part::Propagation) {
         let count = if binaries.kind == Kind::Signet { arguments.changes } else { 5 };
         let times = workload::propagation(&server, &socket, uid, count).await?;
         for (name, mut times) in [("new", times.created), ("changed", times.changed), ("deleted", times.deleted)] {
             let slow = times.iter().filter(|time| **time > Duration::from_millis(50)).count();
-            report.add(side, &format!("{name} entry to open stream: p50"), "ms", None, None, stats::percentile(&mut times, 0.5).as_secs_f64() * 1e3);
-            report.add(side, &format!("{name} entry to open stream: worst"), "ms", None, None, stats::percentile(&mut times, 1.0).as_secs_f64() * 1e3);
+            report.add(
+                side,
+                &format!("{name} entry to open stream: p50"),
+                "ms",
+                None,
+                None,
+                stats::percentile(&mut times, 0.5).as_secs_f64() * 1e3,
+            );
+            report.add(
+                side,
+                &format!("{name} entry to open stream: worst"),
+                "ms",
+                None,
+                None,
+                stats::percentile(&mut times, 1.0).as_secs_f64() * 1e3,
+            );
             if binaries.kind == Kind::Signet {
-                report.add(side, &format!("{name} entry to open stream: above 50 ms of {count}"), "changes", AtMost(2.0), None, slow as f64);
+                report.add(
+                    side,
+                    &format!("{name} entry to open stream: above 50 ms of {count}"),
+                    "changes",
+                    AtMost(2.0),
+                    None,
+                    slow as f64,
+                );
             }
         }
     }

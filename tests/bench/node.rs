@@ -41,12 +41,18 @@ pub async fn attest(server: SocketAddr, number: usize, token: String) -> Result<
     let mut answers = AgentClient::new(channel).attest_agent(tokio_stream::once(params)).await?.into_inner();
     let answer = answers.message().await?.context("attestation ended without an answer")?;
     let Some(attest_agent_response::Step::Result(result)) = answer.step else { bail!("unexpected challenge") };
-    let chain = result.svid.context("no SVID")?.cert_chain.into_iter().map(|certificate| certificate.to_vec()).collect();
+    let chain =
+        result.svid.context("no SVID")?.cert_chain.into_iter().map(|certificate| certificate.to_vec()).collect();
     Ok(Presented { chain, key: requested.key })
 }
 
 /// Attests `count` nodes and connects each.
-pub async fn nodes(server: SocketAddr, admin_socket: &Path, count: usize, alias: &types::Spiffeid) -> Result<Vec<Node>> {
+pub async fn nodes(
+    server: SocketAddr,
+    admin_socket: &Path,
+    count: usize,
+    alias: &types::Spiffeid,
+) -> Result<Vec<Node>> {
     let mut admin = AgentClient::new(unix(admin_socket).await?);
     let mut nodes = Vec::with_capacity(count);
     for number in 0..count {
@@ -63,7 +69,13 @@ pub async fn authorized(node: &Node, count: usize) -> Result<Vec<String>> {
     e2e::testkit::wait::until("the node's entries", Duration::from_secs(30), async || {
         let answer = client.get_authorized_entries(GetAuthorizedEntriesRequest { output_mask: None }).await.ok()?;
         let entries = answer.into_inner().entries;
-        (entries.len() >= count).then(|| entries.into_iter().filter(|e| e.selectors.first().is_some_and(|s| s.r#type == "unix")).map(|e| e.id).collect())
+        (entries.len() >= count).then(|| {
+            entries
+                .into_iter()
+                .filter(|e| e.selectors.first().is_some_and(|s| s.r#type == "unix"))
+                .map(|e| e.id)
+                .collect()
+        })
     })
     .await
 }

@@ -23,8 +23,15 @@ pub async fn create(server: &Server, count: usize) -> Result<Done> {
     for first in (0..count).step_by(50) {
         let entries = (first..count.min(first + 50))
             .map(|n| {
-                let mut entry = node::entry(&format!("/other/{}", n / 100), &format!("/workload/{n}"), &format!("uid:{}", 1000 + n % 50_000));
-                entry.selectors.push(spiffe_proto::types::Selector { r#type: "unix".into(), value: format!("path:/usr/bin/service-{}", n % 1000) });
+                let mut entry = node::entry(
+                    &format!("/other/{}", n / 100),
+                    &format!("/workload/{n}"),
+                    &format!("uid:{}", 1000 + n % 50_000),
+                );
+                entry.selectors.push(spiffe_proto::types::Selector {
+                    r#type: "unix".into(),
+                    value: format!("path:/usr/bin/service-{}", n % 1000),
+                });
                 entry
             })
             .collect();
@@ -67,7 +74,8 @@ pub async fn restart(server: &mut Server, presented: &e2e::testkit::Presented) -
         let from = e2e::testkit::wire::loopback(0).ok()?;
         let channel = e2e::testkit::tls(address, from, Some(presented.clone())).await.ok()?;
         let request = SyncAuthorizedEntriesRequest::default();
-        let mut answers = EntryClient::new(channel).sync_authorized_entries(tokio_stream::once(request)).await.ok()?.into_inner();
+        let mut answers =
+            EntryClient::new(channel).sync_authorized_entries(tokio_stream::once(request)).await.ok()?.into_inner();
         answers.message().await.ok().flatten()
     })
     .await?;

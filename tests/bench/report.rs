@@ -69,7 +69,8 @@ impl Report {
         for name in &self.order {
             let Some(row) = self.rows.get(name) else { continue };
             let (ours, peer) = (median(&row.ours), median(&row.peer));
-            let ratio = if row.peer.is_empty() || row.ours.is_empty() { "-".into() } else { format!("{:.2}", ours / peer) };
+            let ratio =
+                if row.peer.is_empty() || row.ours.is_empty() { "-".into() } else { format!("{:.2}", ours / peer) };
             let _ = writeln!(
                 text,
                 "{:<58} {:>12} {:>12} {:>8} {:>10} {:>10}  {}",

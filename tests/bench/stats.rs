@@ -43,7 +43,9 @@ pub fn median(values: &[f64]) -> f64 {
 
 /// CPU seconds of one CSR check and one P-256 signature of the crypto provider on this machine, now: the floor of an issuance.
 pub fn floor() -> Result<Duration> {
-    use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair, UnparsedPublicKey};
+    use aws_lc_rs::signature::{
+        ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair, UnparsedPublicKey,
+    };
     let random = aws_lc_rs::rand::SystemRandom::new();
     let document = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &random)?;
     let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, document.as_ref())?;
@@ -52,7 +54,8 @@ pub fn floor() -> Result<Duration> {
     let before = own_cpu()?;
     for _ in 0..rounds {
         let signature = pair.sign(&random, &message)?;
-        UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, pair.public_key().as_ref()).verify(&message, signature.as_ref())?;
+        UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, pair.public_key().as_ref())
+            .verify(&message, signature.as_ref())?;
     }
     Ok((own_cpu()? - before) / rounds)
 }

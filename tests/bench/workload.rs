@@ -20,7 +20,8 @@ use crate::node;
 /// Opens a connection and an X.509 stream on it, and waits for the first message.
 async fn first(socket: &Path) -> Result<(Channel, Streaming<X509svidResponse>)> {
     let channel = unix(socket).await?;
-    let mut stream = SpiffeWorkloadApiClient::new(channel.clone()).fetch_x509svid(secured(X509svidRequest {})).await?.into_inner();
+    let mut stream =
+        SpiffeWorkloadApiClient::new(channel.clone()).fetch_x509svid(secured(X509svidRequest {})).await?.into_inner();
     let answer = stream.message().await?.context("stream ended")?;
     ensure!(!answer.svids.is_empty(), "no SVID");
     Ok((channel, stream))
@@ -48,7 +49,8 @@ pub async fn jwt(pid: u32, socket: PathBuf, callers: usize, time: Duration) -> R
         let channel = channels.get(caller).cloned();
         async move {
             let request = JwtsvidRequest { audience: vec!["bench".into()], spiffe_id: String::new() };
-            let answer = SpiffeWorkloadApiClient::new(channel.context("no channel")?).fetch_jwtsvid(secured(request)).await?;
+            let answer =
+                SpiffeWorkloadApiClient::new(channel.context("no channel")?).fetch_jwtsvid(secured(request)).await?;
             ensure!(!answer.into_inner().svids.is_empty(), "no token");
             Ok(1)
         }
@@ -88,8 +90,10 @@ pub async fn propagation(server: &Server, socket: &Path, uid: u32, count: usize)
         let path = format!("/propagation/{number}");
         let id = format!("spiffe://example.org{path}");
         let begin = Instant::now();
-        let mut entry =
-            node::create(&admin, vec![node::entry("/node", &path, &format!("uid:{uid}"))]).await?.pop().context("no entry")?;
+        let mut entry = node::create(&admin, vec![node::entry("/node", &path, &format!("uid:{uid}"))])
+            .await?
+            .pop()
+            .context("no entry")?;
         until(&mut stream, |answer| answer.svids.iter().any(|svid| svid.spiffe_id == id)).await?;
         times.created.push(begin.elapsed());
 
@@ -97,9 +101,16 @@ pub async fn propagation(server: &Server, socket: &Path, uid: u32, count: usize)
         entry.dns_names = vec![dns.clone()];
         let begin = Instant::now();
         let answer = entries
-            .batch_update_entry(BatchUpdateEntryRequest { entries: vec![entry.clone()], input_mask: None, output_mask: None })
+            .batch_update_entry(BatchUpdateEntryRequest {
+                entries: vec![entry.clone()],
+                input_mask: None,
+                output_mask: None,
+            })
             .await?;
-        ensure!(answer.into_inner().results.first().and_then(|r| r.status.clone()).is_some_and(|s| s.code == 0), "update refused");
+        ensure!(
+            answer.into_inner().results.first().and_then(|r| r.status.clone()).is_some_and(|s| s.code == 0),
+            "update refused"
+        );
         until(&mut stream, |answer| {
             answer.svids.iter().any(|svid| svid.spiffe_id == id && contains(&svid.x509_svid, dns.as_bytes()))
         })

@@ -3,6 +3,8 @@
 pub mod process;
 pub mod wait;
 pub mod wire;
+pub mod workload;
 
 pub use process::{Agent, AgentOptions, Binaries, Kind, Server, ServerOptions};
+pub use wait::utc;
 pub use wire::{Presented, Requested, secured, tls, unix};

@@ -367,8 +367,10 @@ impl Agent {
         fs::create_dir_all(folder.join("data"))?;
         let agent = Self { binaries: binaries.clone(), folder: folder.into(), running: None };
         let bundle = server.bundle()?;
-        let token = options.join_token.as_ref().map(|token| format!("  join_token = \"{token}\"\n")).unwrap_or_default();
-        let attestor = options.node_attestor.clone().unwrap_or_else(|| "NodeAttestor \"join_token\" { plugin_data {} }".into());
+        let token =
+            options.join_token.as_ref().map(|token| format!("  join_token = \"{token}\"\n")).unwrap_or_default();
+        let attestor =
+            options.node_attestor.clone().unwrap_or_else(|| "NodeAttestor \"join_token\" { plugin_data {} }".into());
         let text = format!(
             "agent {{\n  data_dir = \"{data}\"\n  server_address = \"127.0.0.1\"\n  server_port = \"{port}\"\n  socket_path = \"{socket}\"\n  \
              trust_bundle_path = \"{bundle}\"\n  trust_domain = \"{td}\"\n{token}{more}\n}}\nplugins {{\n  {attestor}\n  \
@@ -490,7 +492,8 @@ async fn end(running: &mut Option<Running>, signal: Signal) -> Result<()> {
     let process = running.as_mut().context("not running")?;
     kill(Pid::from_raw(i32::try_from(process.child.id())?), signal)?;
     if matches!(signal, Signal::SIGKILL | Signal::SIGTERM) {
-        wait::until("the process to end", Duration::from_secs(30), async || process.child.try_wait().ok().flatten()).await?;
+        wait::until("the process to end", Duration::from_secs(30), async || process.child.try_wait().ok().flatten())
+            .await?;
         *running = None;
     }
     Ok(())

@@ -125,9 +125,7 @@ pub async fn unix(path: &Path) -> Result<Channel> {
 /// A Workload API request with the security header.
 pub fn secured<T>(message: T) -> tonic::Request<T> {
     let mut request = tonic::Request::new(message);
-    request
-        .metadata_mut()
-        .insert("workload.spiffe.io", tonic::metadata::MetadataValue::from_static("true"));
+    request.metadata_mut().insert("workload.spiffe.io", tonic::metadata::MetadataValue::from_static("true"));
     request
 }
 
