@@ -4,11 +4,18 @@
 //! file or a socket, reads a clock, or waits. What the standards demand is cited as document and
 //! section beside the code that keeps it.
 
+pub mod attest;
 pub mod bundle;
+mod der;
 pub mod id;
+mod json;
+pub mod jwt;
+pub mod renew;
 pub mod selector;
-pub mod view;
+pub mod verify;
 pub mod x509;
+
+pub use json::JsonError;
 
 /// Lower-case hexadecimal.
 pub(crate) fn hex(bytes: &[u8]) -> String {

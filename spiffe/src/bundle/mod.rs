@@ -2,6 +2,11 @@
 //!
 //! SPIFFE_Trust_Domain_and_Bundle, section 4; X509-SVID, section 6; JWT-SVID, section 6.
 
+mod document;
+mod jwk;
+mod pem;
+mod supersede;
+
 use std::collections::{BTreeMap, HashMap};
 use std::hash::BuildHasher;
 use std::sync::Arc;
@@ -10,6 +15,130 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 
 use crate::id::TrustDomain;
+use crate::json::JsonError;
+use crate::x509::X509Error;
+
+pub use pem::{certificates_from_pem, certificates_to_pem};
+pub use supersede::Supersede;
+
+/// Why bytes are not a bundle; whoever holds an older one keeps it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BundleError {
+    /// Not JSON, or JSON that readers could understand differently.
+    #[error("bundle document cannot be read")]
+    Json(#[source] JsonError),
+    /// JSON, but not an object.
+    #[error("bundle document is not a JSON object")]
+    NotAnObject,
+    /// `keys` is missing or not a list; a document without it is never an empty bundle.
+    #[error("bundle document has no list \"keys\"")]
+    NoKeys,
+    /// An element with a known use is malformed.
+    #[error("bundle element {index} is malformed")]
+    Element {
+        /// Position in `keys`, from 0.
+        index: usize,
+    },
+    /// Two different keys under one `kid`.
+    #[error("bundle element {index} repeats the key id of another key")]
+    RepeatedKeyId {
+        /// Position in `keys`, from 0.
+        index: usize,
+    },
+    /// `spiffe_sequence` is not a whole number of 64 bits.
+    #[error("spiffe_sequence is not an unsigned 64-bit integer")]
+    Sequence,
+    /// `spiffe_refresh_hint` is not a whole number of seconds.
+    #[error("spiffe_refresh_hint is not an unsigned number of seconds")]
+    RefreshHint,
+    /// Not PEM.
+    #[error("PEM cannot be read")]
+    Pem(#[source] ::pem::PemError),
+    /// PEM without any block.
+    #[error("no PEM block found")]
+    NoPemBlock,
+    /// A PEM block that is not a certificate.
+    #[error("PEM block is not a CERTIFICATE")]
+    PemKind,
+    /// A PEM block whose content is not a certificate.
+    #[error("PEM block does not hold a certificate")]
+    Certificate(#[source] X509Error),
+}
+
+/// Why an element of a bundle document was ignored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Left {
+    /// `use` is missing, or none that is known here.
+    Use,
+    /// `kty` or curve is missing, unknown or too weak.
+    KeyType,
+    /// `alg` names no algorithm of JWT-SVID that fits the key.
+    Algorithm,
+    /// `x5c` is missing or empty.
+    NoCertificate,
+    /// The certificate is not an authority.
+    NotAuthority,
+}
+
+/// What an operator should know about a document that was read nevertheless.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BundleWarning {
+    /// An element was ignored.
+    Ignored {
+        /// Position in `keys`, from 0.
+        index: usize,
+        /// The reason.
+        why: Left,
+    },
+    /// `x5c` holds more than one certificate; the first counts.
+    SeveralCertificates {
+        /// Position in `keys`, from 0.
+        index: usize,
+    },
+    /// An `x509-svid` element has a `kid`.
+    KeyIdOnCertificate {
+        /// Position in `keys`, from 0.
+        index: usize,
+    },
+    /// A CA certificate does not carry the plain SPIFFE ID of this trust domain.
+    ForeignId {
+        /// Position in `keys`, from 0.
+        index: usize,
+    },
+    /// The publisher has published a private key. Only its public half was read.
+    PrivateKey {
+        /// Position in `keys`, from 0.
+        index: usize,
+    },
+}
+
+impl std::fmt::Display for BundleWarning {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Ignored { index, why } => {
+                let why = match why {
+                    Left::Use => "its use is missing or unknown",
+                    Left::KeyType => "its key type is missing, unknown or too weak",
+                    Left::Algorithm => "its alg is none of JWT-SVID that fits the key",
+                    Left::NoCertificate => "it has no certificate",
+                    Left::NotAuthority => "its certificate is not an authority",
+                };
+                write!(f, "bundle element {index} ignored: {why}")
+            }
+            Self::SeveralCertificates { index } => {
+                write!(f, "bundle element {index} has several certificates, the first counts")
+            }
+            Self::KeyIdOnCertificate { index } => write!(f, "bundle element {index} has a key id on a certificate"),
+            Self::ForeignId { index } => {
+                write!(f, "bundle element {index} has a certificate without the SPIFFE ID of its trust domain")
+            }
+            Self::PrivateKey { index } => write!(f, "bundle element {index} discloses a PRIVATE key"),
+        }
+    }
+}
 
 /// One certificate authority of a trust domain.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,14 +6,18 @@
 mod certificate;
 mod csr;
 mod key;
+mod private_key;
 mod serial;
 mod svid;
 
 pub use certificate::{Certificate, ExtendedKeyUsage, KeyUsage, X509Error};
 pub use csr::{Csr, CsrError};
-pub use key::{Curve, KeyError, KeyKind, KeyType, PrivateKey, PublicKey, SignatureError, key_id_of};
+pub use key::{Curve, KeyError, KeyKind, KeyType, PublicKey, SignatureError, key_id_of};
+pub(crate) use key::{sha1, without_leading_zeros};
+pub use private_key::PrivateKey;
 pub use serial::{Serial, SerialError};
 pub use svid::X509Svid;
+pub(crate) use svid::split_certificates;
 
 #[cfg(test)]
 pub(crate) mod testing;

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use bytes::Bytes;
 
 use super::certificate::{Certificate, X509Error};
-use super::key::PrivateKey;
+use super::private_key::PrivateKey;
 use super::serial::Serial;
 use crate::id::SpiffeId;
 

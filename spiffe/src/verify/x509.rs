@@ -1,0 +1,202 @@
+//! X509-SVID validation (X509-SVID, section 5; RFC 5280, section 6).
+//!
+//! webpki builds the path and checks signatures, times, constraints and extended key usage. It
+//! does not look at key usage, nor at the dates, the CA flag and the path length of a root: those
+//! are checked here.
+
+use std::cell::RefCell;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
+use webpki::{EndEntityCert, ExtendedKeyUsageValidator, KeyPurposeIdIter, KeyUsage};
+
+use super::{PeerRole, VerifyError};
+use crate::bundle::{Bundles, X509Authority};
+use crate::id::SpiffeId;
+use crate::x509::{Certificate, PublicKey, Serial, X509Error, split_certificates};
+
+/// Longest chain that is looked at, leaf included; webpki allows six intermediates in a path.
+const MAX_CHAIN: usize = 16;
+
+/// A peer that may be believed to be `id`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct VerifiedChain {
+    /// Who the peer is.
+    pub id: SpiffeId,
+    /// The certificates as they were presented, leaf first.
+    pub chain: Vec<Bytes>,
+    /// The leaf's serial number.
+    pub serial: Serial,
+    /// First moment of the leaf's validity.
+    pub not_before: SystemTime,
+    /// Last moment of the leaf's validity; a connection should not outlive it.
+    pub not_after: SystemTime,
+    /// The leaf's key.
+    pub public_key: PublicKey,
+}
+
+/// Verifies a chain, leaf first, as an X509-SVID against the bundle of its own trust domain.
+pub fn x509_chain(
+    chain: &[Bytes],
+    bundles: &dyn Bundles,
+    role: PeerRole,
+    now: SystemTime,
+) -> Result<VerifiedChain, VerifyError> {
+    check_length(chain)?;
+    let first = chain.first().ok_or(VerifyError::NoCertificate)?;
+    let leaf = Certificate::parse(first.clone()).map_err(VerifyError::Leaf)?;
+    let id = leaf.leaf_id().map_err(VerifyError::Leaf)?;
+    let public_key = leaf.public_key.clone().map_err(|error| VerifyError::Leaf(X509Error::Key(error)))?;
+    public_key
+        .check_strength()
+        .and_then(|()| public_key.check_point())
+        .map_err(|error| VerifyError::Leaf(X509Error::Key(error)))?;
+    let bundle = bundles.bundle(id.trust_domain()).ok_or(VerifyError::UnknownTrustDomain)?;
+    let usage = match role {
+        PeerRole::Client => KeyUsage::client_auth(),
+        PeerRole::Server => KeyUsage::server_auth(),
+    };
+    build(chain, &bundle.x509, usage, now, |_| true)?;
+    Ok(VerifiedChain {
+        id,
+        chain: chain.to_vec(),
+        serial: leaf.serial,
+        not_before: leaf.not_before,
+        not_after: leaf.not_after,
+        public_key,
+    })
+}
+
+/// The certificates above a leaf on all valid paths, roots included, each once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct VerifiedPath {
+    /// DER certificates, those next to the leaf first.
+    pub authorities: Vec<Bytes>,
+}
+
+/// Verifies that a certificate chain, leaf first, leads to one of `roots`, whatever its names and
+/// extended key usage: for certificates that are not SVIDs, such as those that nodes attest with.
+pub fn x509_path(chain: &[Bytes], roots: &[X509Authority], now: SystemTime) -> Result<VerifiedPath, VerifyError> {
+    check_length(chain)?;
+    let authorities = RefCell::new(Vec::<Bytes>::new());
+    // Saying no to each path makes webpki look for the next one.
+    let outcome = build(chain, roots, AnyUsage, now, |path| {
+        let mut authorities = authorities.borrow_mut();
+        for der in path {
+            if !authorities.contains(der) {
+                authorities.push(der.clone());
+            }
+        }
+        false
+    });
+    match (outcome, authorities.into_inner()) {
+        (Err(error), found) if found.is_empty() => Err(error),
+        (_, authorities) => Ok(VerifiedPath { authorities }),
+    }
+}
+
+struct AnyUsage;
+
+impl ExtendedKeyUsageValidator for AnyUsage {
+    fn validate(&self, _: KeyPurposeIdIter<'_, '_>) -> Result<(), webpki::Error> {
+        Ok(())
+    }
+}
+
+fn check_length(chain: &[Bytes]) -> Result<(), VerifyError> {
+    match chain.len() {
+        0 => Err(VerifyError::NoCertificate),
+        1..=MAX_CHAIN => Ok(()),
+        count => Err(VerifyError::TooManyCertificates { count }),
+    }
+}
+
+/// Roots of which each is a CA certificate that is valid now; the others are as good as absent.
+fn usable_roots(authorities: &[X509Authority], now: SystemTime) -> Vec<Certificate> {
+    let certificates = authorities.iter().flat_map(|authority| split_certificates(&authority.der).unwrap_or_default());
+    certificates
+        .filter_map(|der| Certificate::parse(der).ok())
+        .filter(|root| root.check_authority().is_ok() && root.is_valid_at(now) && !root.has_unknown_critical_extension)
+        .collect()
+}
+
+/// Builds a path and offers it, without the leaf and with its root, to `accept`.
+fn build(
+    chain: &[Bytes],
+    authorities: &[X509Authority],
+    usage: impl ExtendedKeyUsageValidator,
+    now: SystemTime,
+    accept: impl Fn(&[Bytes]) -> bool,
+) -> Result<(), VerifyError> {
+    let roots = usable_roots(authorities, now);
+    let root_ders: Vec<CertificateDer<'_>> = roots.iter().map(|root| CertificateDer::from(&root.der[..])).collect();
+    let mut anchors: Vec<TrustAnchor<'_>> = Vec::with_capacity(roots.len());
+    let mut anchored: Vec<&Certificate> = Vec::with_capacity(roots.len());
+    for (der, root) in root_ders.iter().zip(&roots) {
+        if let Ok(anchor) = webpki::anchor_from_trusted_cert(der) {
+            anchors.push(anchor);
+            anchored.push(root);
+        }
+    }
+    if anchors.is_empty() {
+        return Err(VerifyError::NoAuthority);
+    }
+    let certificates: Vec<CertificateDer<'_>> = chain.iter().map(|der| CertificateDer::from(&der[..])).collect();
+    let (first, intermediates) = certificates.split_first().ok_or(VerifyError::NoCertificate)?;
+    let leaf = EndEntityCert::try_from(first).map_err(VerifyError::Path)?;
+    let time = UnixTime::since_unix_epoch(now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO));
+
+    // What webpki cannot say by its own error type.
+    let refusal = RefCell::new(None);
+    let judge = |path: &webpki::VerifiedPath<'_>| {
+        let position = anchors.iter().position(|anchor| std::ptr::eq(anchor, path.anchor()));
+        let Some(root) = position.and_then(|index| anchored.get(index)) else {
+            return Err(webpki::Error::UnknownIssuer);
+        };
+        match judge_path(path, root) {
+            Ok(found) if accept(&found) => Ok(()),
+            Ok(_) => Err(webpki::Error::UnknownIssuer),
+            Err(error) => {
+                refusal.replace(Some(error));
+                Err(webpki::Error::UnknownIssuer)
+            }
+        }
+    };
+    let outcome =
+        leaf.verify_for_usage(webpki::ALL_VERIFICATION_ALGS, &anchors, intermediates, time, usage, None, Some(&judge));
+    match outcome {
+        Ok(_) => Ok(()),
+        Err(error) => Err(refusal.take().unwrap_or(match error {
+            webpki::Error::NameConstraintViolation | webpki::Error::MalformedNameConstraint => {
+                VerifyError::NameConstraints(error)
+            }
+            _ => VerifyError::Path(error),
+        })),
+    }
+}
+
+/// The rules of RFC 5280 that webpki leaves out; returns the authorities of the path.
+fn judge_path(path: &webpki::VerifiedPath<'_>, root: &Certificate) -> Result<Vec<Bytes>, VerifyError> {
+    let mut found = Vec::new();
+    let mut below_root = 0_usize;
+    for certificate in path.intermediate_certificates() {
+        let der = Bytes::copy_from_slice(&certificate.der());
+        let certificate = Certificate::parse(der.clone()).map_err(VerifyError::Intermediate)?;
+        certificate.check_authority().map_err(VerifyError::Intermediate)?;
+        // Section 4.2.1.9: self-issued certificates do not count.
+        below_root += usize::from(!certificate.is_self_issued());
+        found.push(der);
+    }
+    if root.path_length.is_some_and(|limit| below_root > limit as usize) {
+        return Err(VerifyError::PathLength);
+    }
+    found.push(root.der.clone());
+    Ok(found)
+}
+
+#[cfg(test)]
+#[path = "x509_tests.rs"]
+mod tests;
