@@ -1,6 +1,6 @@
 module signet/tests/clients/go
 
-go 1.26
+go 1.25.0
 
 require github.com/spiffe/go-spiffe/v2 v2.9.0
 

@@ -1,6 +1,6 @@
 module signet/tests/clients/grpcurl
 
-go 1.26
+go 1.25.0
 
 tool github.com/fullstorydev/grpcurl/cmd/grpcurl
 
