@@ -1,0 +1,111 @@
+//! The client's end: channels over TLS to a pinned server, and over Unix sockets.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
+use tonic::transport::{Channel, Endpoint};
+use tower::service_fn;
+
+/// How long connecting may take, handshake included.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Why there is no channel.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DialError {
+    /// Host and port do not make an address.
+    #[error("{host}:{port} is not an address")]
+    Address {
+        /// As configured.
+        host: String,
+        /// As configured.
+        port: u16,
+        /// What is wrong with it.
+        #[source]
+        source: tonic::transport::Error,
+    },
+    /// Nobody answers there, or not the one who should. A refused certificate is in the chain of sources, as
+    /// [`crate::verify::PeerRefused`].
+    #[error("cannot connect to {to}")]
+    Connect {
+        /// Address or path.
+        to: String,
+        /// What happened.
+        #[source]
+        source: tonic::transport::Error,
+    },
+}
+
+fn endpoint(host: &str, port: u16) -> Result<Endpoint, DialError> {
+    let authority = if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.to_owned() };
+    let endpoint = Endpoint::from_shared(format!("https://{authority}:{port}"))
+        .map_err(|source| DialError::Address { host: host.to_owned(), port, source })?;
+    // No HTTP/2 pings: servers of other makers take frequent ones for an attack. The kernel watches the connection.
+    Ok(endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .initial_stream_window_size(1024 * 1024)
+        .initial_connection_window_size(1024 * 1024))
+}
+
+async fn open(host: String, port: u16, tls: Arc<ClientConfig>) -> io::Result<TokioIo<impl Stream>> {
+    // No server name is sent and none is checked; the TLS library wants one all the same.
+    let name = ServerName::try_from("spiffe.invalid").map_err(io::Error::other)?;
+    let attempt = async {
+        let stream = TcpStream::connect((host.as_str(), port)).await?;
+        crate::serve::tune(&stream);
+        TlsConnector::from(tls).connect(name, stream).await
+    };
+    // The channel's own limit covers only the first attempt.
+    tokio::time::timeout(CONNECT_TIMEOUT, attempt)
+        .await
+        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+        .map(TokioIo::new)
+}
+
+trait Stream: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static {}
+impl<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static> Stream for S {}
+
+/// A channel to a server that is connected now.
+///
+/// # Errors
+/// If nobody answers, or not the server that `tls` accepts.
+pub async fn tls(host: &str, port: u16, tls: &Arc<ClientConfig>) -> Result<Channel, DialError> {
+    let (at, config) = (host.trim_matches(['[', ']']).to_owned(), Arc::clone(tls));
+    endpoint(host, port)?
+        .connect_with_connector(service_fn(move |_| open(at.clone(), port, Arc::clone(&config))))
+        .await
+        .map_err(|source| DialError::Connect { to: format!("{host}:{port}"), source })
+}
+
+/// A channel to a server that connects with the first call, and again when a connection is lost.
+///
+/// # Errors
+/// If host and port are no address.
+pub fn tls_lazy(host: &str, port: u16, tls: &Arc<ClientConfig>) -> Result<Channel, DialError> {
+    let (at, config) = (host.trim_matches(['[', ']']).to_owned(), Arc::clone(tls));
+    Ok(endpoint(host, port)?
+        .connect_with_connector_lazy(service_fn(move |_| open(at.clone(), port, Arc::clone(&config)))))
+}
+
+/// A channel over a Unix socket that is connected now.
+///
+/// # Errors
+/// If nobody answers there.
+pub async fn unix(path: &Path) -> Result<Channel, DialError> {
+    let at: PathBuf = path.to_owned();
+    Endpoint::from_static("http://localhost")
+        .connect_timeout(CONNECT_TIMEOUT)
+        .connect_with_connector(service_fn(move |_| {
+            let at = at.clone();
+            async move { UnixStream::connect(at).await.map(TokioIo::new) }
+        }))
+        .await
+        .map_err(|source| DialError::Connect { to: path.display().to_string(), source })
+}

@@ -1,0 +1,315 @@
+//! Who holds how much of a listener, and who has to give when it runs short.
+//!
+//! Whoever can connect can connect ten thousand times. A fixed share for everybody would be too small for the one
+//! proxy that needs many connections, or too large in sum; so nothing is taken from anybody until there is not enough
+//! for all, and then the newest connections of the heaviest party go first.
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::ending::{Ending, Reason};
+
+/// One who connects, and the larger whole it belongs to.
+pub(super) trait Party: Clone + Eq + Hash + Send + 'static {
+    /// What is weighed first: parties of one group answer for each other, so that nobody gains by multiplying.
+    type Group: Clone + Eq + Hash + Send;
+
+    /// The group; asked for when things run short, so it may read files.
+    fn group(&self) -> Self::Group;
+}
+
+struct Member {
+    ending: Ending,
+    streams: usize,
+}
+
+struct Held<G> {
+    group: Option<G>,
+    members: BTreeMap<u64, Member>,
+    streams: usize,
+}
+
+struct Inner<P: Party> {
+    next: u64,
+    parties: HashMap<P, Held<P::Group>>,
+    /// Connections that nobody told to go.
+    connections: usize,
+    /// Connections that were told to go and have not gone yet.
+    leaving: usize,
+    streams: usize,
+}
+
+/// The connections of one listener.
+pub(super) struct Crowd<P: Party> {
+    inner: Mutex<Inner<P>>,
+    most_connections: usize,
+    most_streams: usize,
+    most_leaving: usize,
+}
+
+/// What ran short.
+#[derive(Clone, Copy)]
+enum Short {
+    Connections,
+    Streams,
+}
+
+/// The place of one connection; dropped when the connection is gone.
+pub(super) struct Place<P: Party> {
+    crowd: Arc<Crowd<P>>,
+    party: P,
+    number: u64,
+}
+
+impl<P: Party> Crowd<P> {
+    pub(super) fn new(most_connections: usize, most_streams: usize) -> Arc<Self> {
+        Arc::new(Self {
+            inner: Mutex::new(Inner { next: 0, parties: HashMap::new(), connections: 0, leaving: 0, streams: 0 }),
+            most_connections: most_connections.max(1),
+            most_streams: most_streams.max(1),
+            most_leaving: (most_connections / 16).clamp(1, 256),
+        })
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner<P>> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a place. If there is none left, somebody is told to go, who may be the one that came. Nothing if even
+    /// those who were told to go are too many: then the connection can only be dropped.
+    pub(super) fn enter(self: &Arc<Self>, party: P, ending: Ending) -> Option<Place<P>> {
+        let mut inner = self.inner();
+        if inner.leaving >= self.most_leaving && inner.connections >= self.most_connections {
+            return None;
+        }
+        let number = inner.next;
+        inner.next += 1;
+        inner.connections += 1;
+        let held = inner.parties.entry(party.clone()).or_insert_with(|| Held {
+            group: None,
+            members: BTreeMap::new(),
+            streams: 0,
+        });
+        held.members.insert(number, Member { ending, streams: 0 });
+        if inner.connections > self.most_connections {
+            inner.shed(Short::Connections);
+        }
+        drop(inner);
+        Some(Place { crowd: Arc::clone(self), party, number })
+    }
+
+    /// How many places this party holds.
+    pub(super) fn held_by(&self, party: &P) -> usize {
+        self.inner().parties.get(party).map_or(0, |held| held.members.len())
+    }
+
+    /// Tells the newest connection of the heaviest party to go: descriptors ran short for a reason outside of this
+    /// listener.
+    pub(super) fn shed(&self) {
+        self.inner().shed(Short::Connections);
+    }
+
+    /// Tells everybody to go.
+    pub(super) fn end_all(&self, reason: Reason) {
+        let inner = self.inner();
+        for member in inner.parties.values().flat_map(|held| held.members.values()) {
+            member.ending.end(reason);
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn connections(&self) -> usize {
+        self.inner().connections
+    }
+}
+
+impl<P: Party> Inner<P> {
+    fn shed(&mut self, short: Short) {
+        // Among equals the newest goes, so that whoever is served stays served.
+        let mut groups: HashMap<P::Group, (usize, u64)> = HashMap::new();
+        for (party, held) in &mut self.parties {
+            if held.members.is_empty() {
+                continue;
+            }
+            let group = held.group.get_or_insert_with(|| party.group()).clone();
+            let (weight, newest) = groups.entry(group).or_default();
+            *weight += held.weight(short);
+            *newest = held.newest().max(*newest);
+        }
+        let Some((heaviest, _)) = groups.into_iter().max_by_key(|(_, weight)| *weight) else { return };
+        let Some(held) = self
+            .parties
+            .values_mut()
+            .filter(|held| held.group.as_ref() == Some(&heaviest))
+            .max_by_key(|held| (held.weight(short), held.newest()))
+        else {
+            return;
+        };
+        let victim = match short {
+            Short::Connections => held.members.keys().next_back().copied(),
+            Short::Streams => held.members.iter().max_by_key(|(number, m)| (m.streams, **number)).map(|(n, _)| *n),
+        };
+        if let Some(member) = victim.and_then(|number| held.members.remove(&number)) {
+            held.streams = held.streams.saturating_sub(member.streams);
+            self.streams = self.streams.saturating_sub(member.streams);
+            self.connections = self.connections.saturating_sub(1);
+            self.leaving += 1;
+            member.ending.end(Reason::Overload);
+        }
+    }
+}
+
+impl<G> Held<G> {
+    fn newest(&self) -> u64 {
+        self.members.keys().next_back().copied().unwrap_or_default()
+    }
+
+    fn weight(&self, short: Short) -> usize {
+        match short {
+            Short::Connections => self.members.len(),
+            Short::Streams => self.streams,
+        }
+    }
+}
+
+impl<P: Party> Place<P> {
+    /// Counts a call of this connection, unless the connection was told to go.
+    pub(super) fn open_stream(&self) {
+        let mut inner = self.crowd.inner();
+        let Some(held) = inner.parties.get_mut(&self.party) else { return };
+        let Some(member) = held.members.get_mut(&self.number) else { return };
+        member.streams += 1;
+        held.streams += 1;
+        inner.streams += 1;
+        if inner.streams > self.crowd.most_streams {
+            inner.shed(Short::Streams);
+        }
+    }
+
+    /// Ends what [`Place::open_stream`] counted.
+    pub(super) fn close_stream(&self) {
+        let mut inner = self.crowd.inner();
+        let Some(held) = inner.parties.get_mut(&self.party) else { return };
+        let Some(member) = held.members.get_mut(&self.number) else { return };
+        member.streams = member.streams.saturating_sub(1);
+        held.streams = held.streams.saturating_sub(1);
+        inner.streams = inner.streams.saturating_sub(1);
+    }
+}
+
+impl<P: Party> Drop for Place<P> {
+    fn drop(&mut self) {
+        let mut inner = self.crowd.inner();
+        let inner = &mut *inner;
+        let Some(held) = inner.parties.get_mut(&self.party) else {
+            inner.leaving = inner.leaving.saturating_sub(1);
+            return;
+        };
+        match held.members.remove(&self.number) {
+            Some(member) => {
+                held.streams = held.streams.saturating_sub(member.streams);
+                inner.streams = inner.streams.saturating_sub(member.streams);
+                inner.connections = inner.connections.saturating_sub(1);
+            }
+            None => inner.leaving = inner.leaving.saturating_sub(1),
+        }
+        if held.members.is_empty() {
+            inner.parties.remove(&self.party);
+        }
+    }
+}
+
+/// What a call needs of a place, whoever the party is.
+pub(super) trait Seat: Send + Sync {
+    fn open_stream(&self);
+    fn close_stream(&self);
+}
+
+impl<P: Party + Sync> Seat for Place<P> {
+    fn open_stream(&self) {
+        Place::open_stream(self);
+    }
+
+    fn close_stream(&self) {
+        Place::close_stream(self);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Clone, PartialEq, Eq, Hash)]
+    struct Process {
+        container: &'static str,
+        pid: i32,
+    }
+
+    impl Party for Process {
+        type Group = &'static str;
+
+        fn group(&self) -> &'static str {
+            self.container
+        }
+    }
+
+    fn enter(crowd: &Arc<Crowd<Process>>, container: &'static str, pid: i32) -> (Ending, Place<Process>) {
+        let ending = Ending::new();
+        let place = crowd.enter(Process { container, pid }, ending.clone()).unwrap();
+        (ending, place)
+    }
+
+    #[test]
+    fn newest_of_the_heaviest_process_in_the_heaviest_group_goes() {
+        let crowd = Crowd::new(6, 100);
+        let quiet = enter(&crowd, "quiet", 1);
+        let other = enter(&crowd, "loud", 2);
+        let loud: Vec<_> = (0..4).map(|_| enter(&crowd, "loud", 3)).collect();
+        assert_eq!(crowd.connections(), 6);
+        let late = enter(&crowd, "late", 4);
+        let gone = |held: &(Ending, Place<Process>)| held.0.reason() == Some(Reason::Overload);
+        assert!(!gone(&quiet) && !gone(&other) && !gone(&late));
+        assert_eq!(loud.iter().map(gone).collect::<Vec<_>>(), [false, false, false, true]);
+        let one_more = enter(&crowd, "loud", 3);
+        assert!(gone(&one_more));
+        assert_eq!(crowd.connections(), 6);
+        drop((quiet, other, loud, late, one_more));
+        assert_eq!((crowd.connections(), crowd.inner().leaving, crowd.inner().parties.len()), (0, 0, 0));
+    }
+
+    #[test]
+    fn many_processes_of_one_group_count_together() {
+        let crowd = Crowd::new(5, 100);
+        let quiet: Vec<_> = (0..2).map(|_| enter(&crowd, "quiet", 1)).collect();
+        let forks: Vec<_> = (0..4).map(|pid| enter(&crowd, "forks", 10 + pid)).collect();
+        assert!(quiet.iter().all(|held| held.0.reason().is_none()));
+        assert_eq!(forks.iter().filter(|held| held.0.reason().is_some()).count(), 1);
+    }
+
+    #[test]
+    fn too_many_that_leave_are_dropped() {
+        let crowd = Crowd::new(1, 100);
+        let _first = enter(&crowd, "a", 1);
+        let _second = enter(&crowd, "a", 1);
+        assert!(crowd.enter(Process { container: "a", pid: 1 }, Ending::new()).is_none());
+    }
+
+    #[test]
+    fn streams_are_shared_likewise() {
+        let crowd = Crowd::new(10, 5);
+        let (quiet, quiet_place) = enter(&crowd, "quiet", 1);
+        let (loud, loud_place) = enter(&crowd, "loud", 2);
+        quiet_place.open_stream();
+        for _ in 0..4 {
+            loud_place.open_stream();
+        }
+        assert_eq!(loud.reason(), None);
+        loud_place.open_stream();
+        assert_eq!((quiet.reason(), loud.reason()), (None, Some(Reason::Overload)));
+        assert_eq!(crowd.inner().streams, 1);
+        loud_place.close_stream();
+        quiet_place.close_stream();
+        assert_eq!(crowd.inner().streams, 0);
+    }
+}
