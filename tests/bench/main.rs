@@ -111,7 +111,7 @@ async fn measure(arguments: &Arguments) -> Result<()> {
         }
     }
     let floor = stats::median(&floors);
-    println!("{}", report.table());
+    println!("{}", report.table(floor));
     println!(
         "floor: one check + one signature {floor:.1} µs of CPU (median); limits per core were set where it is 53 µs"
     );
@@ -123,7 +123,7 @@ async fn measure(arguments: &Arguments) -> Result<()> {
     );
     let conditions = json!({"rounds": arguments.rounds, "seconds": arguments.seconds, "cores": cores(), "floor_us": floors,
         "peer": arguments.peer_server.is_some()});
-    report.write(&arguments.json, &conditions)?;
+    report.write(&arguments.json, floor, &conditions)?;
     println!("written to {}", arguments.json.display());
     Ok(())
 }
@@ -196,16 +196,16 @@ async fn footprint(side: Side, binaries: &Binaries, report: &mut Report) -> Resu
 }
 
 async fn issuance(arguments: &Arguments, side: Side, binaries: &Binaries, report: &mut Report) -> Result<()> {
-    use Limit::{AtLeast, AtMost, None};
+    use Limit::{CpuAtMost, None, PerCore};
     let time = Duration::from_secs(arguments.seconds);
     let folder = tempfile::tempdir()?;
     let server = Server::start(binaries, folder.path(), &options()).await?;
     let bench = issuance::Bench::new(&server, 32).await?;
     for (batch, callers, must, aim) in [
-        (50, 32, AtLeast(12_500.0), AtLeast(15_000.0)),
+        (50, 32, PerCore { value: 12_500.0, times: 3.0 }, PerCore { value: 15_000.0, times: 3.7 }),
         (50, 8, None, None),
         (10, 8, None, None),
-        (1, 32, AtLeast(7_200.0), AtLeast(12_000.0)),
+        (1, 32, PerCore { value: 7_200.0, times: 3.5 }, PerCore { value: 12_000.0, times: 6.0 }),
         (1, 1, None, None),
     ] {
         let done = bench.x509(batch, callers, time).await?;
@@ -218,13 +218,13 @@ async fn issuance(arguments: &Arguments, side: Side, binaries: &Binaries, report
         side,
         "JWT-SVIDs, 32 callers",
         "per core-s",
-        AtLeast(12_800.0),
-        AtLeast(23_000.0),
+        PerCore { value: 12_800.0, times: 4.5 },
+        PerCore { value: 23_000.0, times: 8.0 },
         done.per_core_second(),
     );
     report.add(side, "JWT-SVIDs, 32 callers: rate", "/s", None, None, done.rate());
     let done = bench.attestation(8, time).await?;
-    report.add(side, "join token made and used, 8 callers", "cpu-ms", AtMost(1.0), AtMost(0.5), done.cpu_ms());
+    report.add(side, "join token made and used, 8 callers", "cpu-ms", CpuAtMost(1.0), CpuAtMost(0.5), done.cpu_ms());
     report.add(side, "join token made and used, 8 callers: rate", "/s", None, None, done.rate());
     report.add(
         side,
@@ -238,7 +238,7 @@ async fn issuance(arguments: &Arguments, side: Side, binaries: &Binaries, report
 }
 
 async fn entries(arguments: &Arguments, side: Side, binaries: &Binaries, report: &mut Report) -> Result<()> {
-    use Limit::{AtLeast, AtMost, None};
+    use Limit::{AtLeast, AtMost, CpuAtMost, None};
     let time = Duration::from_secs(arguments.seconds);
     let folder = tempfile::tempdir()?;
     let mut server = Server::start(binaries, folder.path(), &options()).await?;
@@ -246,7 +246,7 @@ async fn entries(arguments: &Arguments, side: Side, binaries: &Binaries, report:
         node::nodes(SocketAddr::from(([127, 0, 0, 1], server.port)), &server.socket(), 1, &node::id("/bench")).await?;
     let mut done = registry::create(&server, arguments.entries).await?;
     let many = format!("{} entries", arguments.entries);
-    report.add(side, "entries created, 50 a call", "cpu-ms each", AtMost(0.12), AtMost(0.05), done.cpu_ms());
+    report.add(side, "entries created, 50 a call", "cpu-ms each", CpuAtMost(0.12), CpuAtMost(0.05), done.cpu_ms());
     report.add(side, "entries created, 50 a call: rate", "/s", AtLeast(5_000.0), AtLeast(20_000.0), done.rate());
     report.add(
         side,
@@ -368,7 +368,7 @@ type Held = (
 );
 
 async fn workloads(arguments: &Arguments, side: Side, binaries: &Binaries, report: &mut Report) -> Result<()> {
-    use Limit::{AtMost, None};
+    use Limit::{AtMost, CpuAtMost, None};
     let time = Duration::from_secs(arguments.seconds);
     let folder = tempfile::tempdir()?;
     let server = Server::start(binaries, folder.path(), &options()).await?;
@@ -386,8 +386,18 @@ async fn workloads(arguments: &Arguments, side: Side, binaries: &Binaries, repor
     })
     .await?;
     if wanted(arguments, Part::Workload) {
+        // First, while the agent is fresh: memory that earlier loads left behind would hide what streams need.
+        let each = workload::streams(pid, &socket, arguments.streams).await?;
+        report.add(
+            side,
+            &format!("agent memory for each of {} streams", arguments.streams),
+            "KiB",
+            AtMost(48.0),
+            AtMost(40.0),
+            each,
+        );
         for callers in [1, 16] {
-            let (must, aim) = if callers == 16 { (AtMost(0.20), AtMost(0.12)) } else { (None, None) };
+            let (must, aim) = if callers == 16 { (CpuAtMost(0.20), CpuAtMost(0.12)) } else { (None, None) };
             let done = workload::connect(pid, socket.clone(), callers, time).await?;
             report.add(
                 side,
@@ -411,18 +421,9 @@ async fn workloads(arguments: &Arguments, side: Side, binaries: &Binaries, repor
             side,
             "JWT-SVID from the cache, 16 callers",
             "agent cpu-ms",
-            AtMost(0.10),
-            AtMost(0.05),
+            CpuAtMost(0.10),
+            CpuAtMost(0.05),
             done.cpu_ms(),
-        );
-        let each = workload::streams(pid, &socket, arguments.streams).await?;
-        report.add(
-            side,
-            &format!("agent memory for each of {} streams", arguments.streams),
-            "KiB",
-            AtMost(48.0),
-            AtMost(40.0),
-            each,
         );
     }
     if wanted(arguments, Part::Propagation) {
