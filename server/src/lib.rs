@@ -1,1 +1,5 @@
-//! Under way.
+//! The server of a trust domain: its certificate and token authority, and the attestation authority of its nodes.
+
+pub mod history;
+pub mod registry;
+pub mod state;

@@ -1,0 +1,96 @@
+//! Room on the disk: a file of reserved space that only deletes, bans and evictions may use up.
+//!
+//! A threshold alone would not do: whatever else writes to the disk would eat what the threshold was to protect.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::posix_fallocate;
+use nix::sys::statvfs::statvfs;
+
+use super::super::{StoreError, Urgency};
+
+const MIB: u64 = 1024 * 1024;
+/// On a small disk the reserve is this part of it.
+const PART_OF_DISK: u64 = 8;
+const SMALLEST: u64 = MIB;
+/// What sled may write beside the group itself: whole segments, and nodes that it rewrites.
+const MARGIN: u64 = MIB;
+const AMPLIFICATION: u64 = 6;
+/// How much is kept free beyond the margin before the reserve is made whole again.
+const SLACK: u64 = MIB;
+const STEP: u64 = MIB / 2;
+
+/// The free space of a store's disk, and its reserve.
+#[derive(Debug)]
+pub(super) struct Space {
+    directory: PathBuf,
+    file: File,
+    held: u64,
+    wanted: u64,
+}
+
+impl Space {
+    /// Opens the reserve, and gives up a part of it if the disk is so full that the store could not be opened.
+    pub(super) fn open(directory: &Path, largest: u64) -> io::Result<Self> {
+        let file =
+            File::options().create(true).read(true).write(true).truncate(false).open(directory.join("reserve"))?;
+        let held = file.metadata()?.len();
+        let disk = statvfs(directory)?;
+        let total = disk.blocks() * disk.fragment_size();
+        let wanted = (total / PART_OF_DISK).clamp(SMALLEST, largest.max(SMALLEST));
+        let mut space = Self { directory: directory.to_owned(), file, held, wanted };
+        space.give_up_until(MARGIN)?;
+        space.refill(MARGIN);
+        Ok(space)
+    }
+
+    /// Makes room for a group of `bytes` bytes.
+    ///
+    /// # Errors
+    /// [`StoreError::Full`] if there is none for a group of this urgency.
+    pub(super) fn admit(&mut self, urgency: Urgency, bytes: usize) -> Result<(), StoreError> {
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        let needed = bytes.saturating_mul(AMPLIFICATION).saturating_add(MARGIN);
+        let free = self.free();
+        self.refill(needed);
+        let admitted = match urgency {
+            Urgency::Normal => free >= needed && self.held >= self.wanted,
+            Urgency::Shrinking => free >= needed || self.give_up_until(needed).unwrap_or(false),
+        };
+        if admitted { Ok(()) } else { Err(StoreError::Full { free: self.free() + self.held, reserve: self.wanted }) }
+    }
+
+    /// What the file system would still take. If it does not say, writing shows.
+    fn free(&self) -> u64 {
+        statvfs(&self.directory).map_or(u64::MAX, |disk| disk.blocks_available() * disk.fragment_size())
+    }
+
+    /// Shrinks the reserve until `needed` bytes are free; whether they are.
+    fn give_up_until(&mut self, needed: u64) -> io::Result<bool> {
+        while self.free() < needed {
+            if self.held == 0 {
+                return Ok(false);
+            }
+            let left = self.held.saturating_sub(STEP);
+            self.file.set_len(left)?;
+            self.held = left;
+        }
+        Ok(true)
+    }
+
+    /// Makes the reserve whole again when there is room for it.
+    fn refill(&mut self, needed: u64) {
+        let missing = self.wanted.saturating_sub(self.held);
+        if missing == 0 || self.free() < needed.saturating_add(missing).saturating_add(SLACK) {
+            return;
+        }
+        let allocated = i64::try_from(self.wanted).is_ok_and(|wanted| posix_fallocate(&self.file, 0, wanted).is_ok());
+        // A failed allocation may have gone part of the way: the file says how far.
+        self.held = self.file.metadata().map_or(0, |file| file.len());
+        if allocated {
+            tracing::info!(bytes = self.held, "Space on the store's disk is reserved for deletes and bans");
+        }
+    }
+}
