@@ -13,6 +13,7 @@ pub mod jwt;
 pub mod renew;
 pub mod selector;
 pub mod verify;
+pub mod view;
 pub mod x509;
 
 pub use json::JsonError;
@@ -22,3 +23,6 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     const DIGITS: [char; 16] = ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
     bytes.iter().flat_map(|byte| [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]).collect()
 }
+
+#[cfg(test)]
+mod testing;

@@ -18,6 +18,3 @@ pub use private_key::PrivateKey;
 pub use serial::{Serial, SerialError};
 pub use svid::X509Svid;
 pub(crate) use svid::split_certificates;
-
-#[cfg(test)]
-pub(crate) mod testing;
