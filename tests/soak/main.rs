@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
 use e2e::testkit::Binaries;
-use e2e::{crash, soak};
+use e2e::{crash, peers, soak};
 
 /// Endurance runs that take minutes.
 #[derive(Parser)]
@@ -32,6 +32,12 @@ enum Run {
         /// Restart the server after a third of the time, the agent after two thirds.
         #[arg(long)]
         restarts: bool,
+    },
+    /// Our server with SPIRE's agent and the reverse, by join token and x509pop.
+    Peers {
+        /// Folder with spire-server and spire-agent.
+        #[arg(long)]
+        spire: PathBuf,
     },
     /// kill -9 of the server at random moments under entry creation and attestation.
     Kills {
@@ -66,10 +72,21 @@ async fn main() -> Result<()> {
             }
             ensure!(outcome.failures.is_empty(), "{} handshakes failed", outcome.failures.len());
         }
+        Run::Peers { spire } => {
+            let spire = Binaries::spire_in(&spire)?;
+            for (number, (server, agent, attestation)) in peers::pairings(&binaries, &spire).into_iter().enumerate() {
+                println!("{} server, {} agent, {attestation:?}:", peers::name(server.kind), peers::name(agent.kind));
+                let folder = folder.path().join(number.to_string());
+                peers::run(server, agent, attestation, &folder, &mut |step| println!("  ✓ {step}")).await?;
+            }
+        }
         Run::Kills { kills } => {
             println!("{kills} kills at random moments …");
             let outcome = crash::run(&binaries, folder.path(), kills, Duration::from_millis(600)).await?;
-            println!("{} acknowledged entries and {} attested agents, all there, none half there", outcome.entries, outcome.agents);
+            println!(
+                "{} acknowledged entries and {} attested agents, all there, none half there",
+                outcome.entries, outcome.agents
+            );
         }
     }
     Ok(())

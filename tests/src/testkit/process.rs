@@ -388,6 +388,11 @@ impl Agent {
         Ok(agent)
     }
 
+    /// The programs it was started from.
+    pub fn binaries(&self) -> &Binaries {
+        &self.binaries
+    }
+
     /// The configuration file.
     pub fn config(&self) -> PathBuf {
         self.folder.join("agent.conf")
