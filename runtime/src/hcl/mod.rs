@@ -5,9 +5,11 @@
 //! without regard to ASCII case, as HCL 1 does.
 
 mod json;
+mod load;
 mod parse;
 mod section;
 
+pub use load::{ConfigError, Plugin, plugins, report};
 pub use section::{Located, Mistake, Mistakes, Section};
 
 /// The longest text that is read, in bytes.

@@ -177,6 +177,11 @@ impl<'d> Section<'d> {
         self.last(key).map(|(line, _)| line)
     }
 
+    /// Whether the key stands here as a block (or a list of blocks).
+    pub fn is_block(&self, key: &str) -> bool {
+        self.last(key).is_some_and(|(_, value)| matches!(value.kind, Kind::Object(_) | Kind::List(_)))
+    }
+
     /// A string; a number is taken as its text, as HCL 1 does.
     pub fn text(&self, key: &str) -> Option<Located<String>> {
         let (line, value) = self.last(key)?;
