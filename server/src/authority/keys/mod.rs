@@ -1,0 +1,140 @@
+//! Where the private keys of authorities live, behind one trait.
+//!
+//! A key is made under an id that is never used again and never overwritten. What signs is handed out as a
+//! [`Signer`], so that a key which cannot leave its module fits behind the same trait.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+pub mod disk;
+pub mod local;
+pub mod memory;
+
+#[cfg(test)]
+mod contract;
+
+pub use spiffe::x509::KeyType;
+
+/// The JWS algorithm of tokens signed by such a key (RFC 7518, section 3.1).
+pub fn jws_algorithm(kind: KeyType) -> &'static str {
+    match kind {
+        KeyType::EcP256 => "ES256",
+        KeyType::EcP384 => "ES384",
+        KeyType::Rsa2048 | KeyType::Rsa4096 => "RS256",
+    }
+}
+
+/// The public half of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublicKey {
+    /// What kind of key it is.
+    pub kind: KeyType,
+    /// DER of the SubjectPublicKeyInfo (RFC 5280, section 4.1.2.7).
+    pub spki: Bytes,
+    /// The content of the BIT STRING in `spki`: an uncompressed point, or the DER of an RSAPublicKey.
+    pub bits: Bytes,
+}
+
+/// All keys of a key set, and whose they are.
+#[derive(Clone, Debug)]
+pub struct KeySet {
+    /// Random id made with the key set and stored beside it; authorities are recorded under it.
+    pub owner: [u8; 16],
+    /// Key id and public half, in no promised order.
+    pub keys: Vec<(String, PublicKey)>,
+}
+
+/// A private key that signs, wherever it is.
+///
+/// Only [`crate::authority::issue`] and the proof of a key before its activation call the signing methods.
+pub trait Signer: Send + Sync {
+    /// The public half.
+    fn public_key(&self) -> &PublicKey;
+
+    /// Signs `message` for a certificate: DER of an ECDSA signature, or RSA PKCS#1 v1.5 with SHA-256.
+    ///
+    /// # Errors
+    /// [`KeyError::Sign`] if the key refuses.
+    fn sign_x509(&self, message: &[u8]) -> Result<Vec<u8>, KeyError>;
+
+    /// Signs `message` for a JWS: r and s side by side (RFC 7518, section 3.4), or RSA PKCS#1 v1.5 with SHA-256.
+    ///
+    /// # Errors
+    /// [`KeyError::Sign`] if the key refuses.
+    fn sign_jws(&self, message: &[u8]) -> Result<Vec<u8>, KeyError>;
+}
+
+/// A place for signing keys.
+#[async_trait]
+pub trait SigningKeys: Send + Sync {
+    /// Makes a key under a fresh `id`; when this returns, the key survives a power cut if the place is durable.
+    ///
+    /// # Errors
+    /// [`KeyError::Exists`] if the id is taken; the others if the key cannot be made or kept, and then no key is there.
+    async fn create(&self, id: &str, kind: KeyType) -> Result<PublicKey, KeyError>;
+
+    /// Every key that is there, and the owner they belong to.
+    ///
+    /// # Errors
+    /// If the place cannot be read.
+    async fn public(&self) -> Result<KeySet, KeyError>;
+
+    /// Removes the key; removing what is not there is no error.
+    ///
+    /// # Errors
+    /// If the removal cannot be made durable; the key is then still there.
+    async fn delete(&self, id: &str) -> Result<(), KeyError>;
+
+    /// What signs with key `id`, or nothing if there is no such key.
+    fn signer(&self, id: &str) -> Option<Arc<dyn Signer>>;
+}
+
+/// Why a key operation failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum KeyError {
+    /// A key with this id exists; keys are never overwritten.
+    #[error("a signing key with this id exists already")]
+    Exists,
+    /// The cryptographic module made no key.
+    #[error("making a signing key failed")]
+    Generate(#[source] spiffe::x509::KeyError),
+    /// Stored bytes are no private key.
+    #[error("stored signing key is not PKCS#8")]
+    Parse(#[source] spiffe::x509::KeyError),
+    /// Stored bytes are a private key of a kind that signs nothing here.
+    #[error("stored signing key is none of ec-p256, ec-p384, rsa-2048 and rsa-4096")]
+    Unsupported,
+    /// Stored text is not base64.
+    #[error("stored signing key is not base64")]
+    Encoding(#[source] base64::DecodeError),
+    /// The key file is there and is not what it should be.
+    #[error("key file is not a JSON object of keys")]
+    Format(#[source] serde_json::Error),
+    /// The key file could not be read or written.
+    #[error("key file could not be read or written")]
+    File(#[source] runtime::keyfile::KeyFileError),
+    /// The key did not sign.
+    #[error("signing failed")]
+    Sign,
+    /// The worker that makes keys ended before its work was done.
+    #[error("key worker was interrupted")]
+    Interrupted,
+}
+
+impl KeyError {
+    /// Whether the same call may succeed later.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            KeyError::File(error) => error.is_retryable(),
+            KeyError::Generate(_) | KeyError::Sign | KeyError::Interrupted => true,
+            KeyError::Exists
+            | KeyError::Parse(_)
+            | KeyError::Unsupported
+            | KeyError::Encoding(_)
+            | KeyError::Format(_) => false,
+        }
+    }
+}

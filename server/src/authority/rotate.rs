@@ -1,0 +1,541 @@
+//! Carries out what [`schedule`] asks for, one step at a time.
+//!
+//! Order of a preparation: the key first, durably; then journal line and bundle in one part. So a published authority
+//! always has its key, and a key without a journal line is an orphan that the next start collects. Whoever loses a
+//! race removes the key that it made. Nothing in memory changes before the commit.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey,
+    VerificationAlgorithm,
+};
+use runtime::shutdown::Shutdown;
+use spiffe::bundle::{Bundle, JwtAuthority, X509Authority};
+use spiffe::id::TrustDomain;
+use spiffe::x509::Certificate;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::issue::self_signed;
+use super::keys::{KeyType, Signer};
+use super::schedule::{self, Step};
+use super::{Authority, AuthorityError, Refusal, published, slots_of};
+use crate::history::Urgency;
+use crate::history::committer::ProposeError;
+use crate::state::State;
+use crate::state::model::{AuthorityKind, AuthoritySlot, Change, Part, SlotStatus, certificate_hash};
+
+/// Who asks for a step; an operator may ask before its time.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    Schedule,
+    Operator,
+}
+
+/// The change that counts a new content of our own bundle.
+pub(super) fn next_sequence(state: &State) -> Change {
+    let bundle = state.bundle(state.trust_domain());
+    Change::PutBundleInfo {
+        trust_domain: state.trust_domain().clone(),
+        sequence: bundle.map_or(0, |bundle| bundle.sequence).saturating_add(1),
+        refresh_hint: bundle.and_then(|bundle| bundle.refresh_hint),
+    }
+}
+
+/// The change that publishes an authority.
+fn publication(trust_domain: &TrustDomain, slot: &AuthoritySlot) -> Option<Change> {
+    let trust_domain = trust_domain.clone();
+    match slot.kind {
+        AuthorityKind::X509 => Some(Change::PutX509Authority {
+            trust_domain,
+            authority: X509Authority { der: slot.certificate.clone()?, tainted: false },
+        }),
+        AuthorityKind::Jwt => Some(Change::PutJwtAuthority {
+            trust_domain,
+            authority: JwtAuthority {
+                key_id: Arc::clone(&slot.authority_id),
+                public_key: slot.public_key.clone(),
+                expires_at: Some(slot.not_after),
+                tainted: false,
+            },
+        }),
+    }
+}
+
+fn with_status(slot: &AuthoritySlot, status: SlotStatus) -> Change {
+    Change::PutSlot(Arc::new(AuthoritySlot { status, ..slot.clone() }))
+}
+
+pub(super) fn rfc3339(at: SystemTime) -> String {
+    OffsetDateTime::from(at).format(&Rfc3339).unwrap_or_default()
+}
+
+/// Whether `key` is the private half of the published public key: it signs, and the published half verifies.
+fn prove(key: &dyn Signer, slot: &AuthoritySlot, challenge: &[u8; 32]) -> Result<(), AuthorityError> {
+    let public = key.public_key();
+    if public.spki != slot.public_key {
+        return Err(AuthorityError::KeyMismatch);
+    }
+    let algorithm: &'static dyn VerificationAlgorithm = match public.kind {
+        KeyType::EcP256 => &ECDSA_P256_SHA256_FIXED,
+        KeyType::EcP384 => &ECDSA_P384_SHA384_FIXED,
+        KeyType::Rsa2048 | KeyType::Rsa4096 => &RSA_PKCS1_2048_8192_SHA256,
+    };
+    let signature = key.sign_jws(challenge).map_err(AuthorityError::Keys)?;
+    UnparsedPublicKey::new(algorithm, &public.bits)
+        .verify(challenge, &signature)
+        .map_err(|_| AuthorityError::KeyMismatch)
+}
+
+impl From<ProposeError<Refusal>> for AuthorityError {
+    fn from(error: ProposeError<Refusal>) -> Self {
+        match error {
+            ProposeError::Refused(refusal) => AuthorityError::Refused(refusal),
+            other => AuthorityError::Commit(other),
+        }
+    }
+}
+
+/// What a step did.
+enum Progress {
+    /// Something; look again at once.
+    Stepped,
+    /// Nothing is due before this time.
+    Idle(Option<SystemTime>),
+}
+
+impl Authority {
+    /// Makes an authority of this kind and publishes it, before its time.
+    ///
+    /// # Errors
+    /// [`Refusal::Initializing`] while none is active; if the key cannot be made or the change not be committed.
+    pub async fn prepare(&self, kind: AuthorityKind) -> Result<Arc<AuthoritySlot>, AuthorityError> {
+        let slot = self.make(kind, Cause::Operator).await?;
+        self.nudge();
+        Ok(slot)
+    }
+
+    /// Lets the prepared authority `authority_id` sign from now on.
+    ///
+    /// # Errors
+    /// If it is not prepared, its key is not the published one, or the change cannot be committed.
+    pub async fn activate(&self, kind: AuthorityKind, authority_id: &str) -> Result<Arc<AuthoritySlot>, AuthorityError> {
+        if authority_id.is_empty() {
+            return Err(AuthorityError::Refused(Refusal::NoAuthorityId));
+        }
+        let slot = self.switch(kind, authority_id, Cause::Operator).await?;
+        self.nudge();
+        Ok(slot)
+    }
+
+    /// Finds the authorities of the last run again, collects orphaned keys, and returns when everything can be signed
+    /// and the server has its own SVID.
+    ///
+    /// # Errors
+    /// If keys or history fail.
+    pub async fn bring_up(&self) -> Result<(), AuthorityError> {
+        self.compare_keys_with_journal().await?;
+        while let Progress::Stepped = self.step().await? {}
+        Ok(())
+    }
+
+    /// Rotates until shutdown is requested.
+    pub async fn run(self, shutdown: Shutdown) {
+        let inner = Arc::clone(&self.inner);
+        let mut states = inner.replica.watch();
+        let wake = async {
+            let mut seen = self.relevant(&states.borrow_and_update().clone());
+            while states.changed().await.is_ok() {
+                let now = self.relevant(&states.borrow_and_update().clone());
+                if now != seen {
+                    seen = now;
+                    self.nudge();
+                }
+            }
+            std::future::pending::<()>().await;
+        };
+        let reconcile = runtime::reconcile::run(
+            "authority",
+            inner.nudge.clone(),
+            inner.clock.clone(),
+            inner.entropy.clone(),
+            shutdown,
+            || async {
+                loop {
+                    if let Progress::Idle(at) = self.step().await? {
+                        return Ok::<_, AuthorityError>(at);
+                    }
+                }
+            },
+        );
+        tokio::select! {
+            () = wake => {}
+            () = reconcile => {}
+        }
+    }
+
+    /// What of a state the reconciler depends on.
+    fn relevant(&self, state: &State) -> (Vec<Arc<AuthoritySlot>>, Option<Arc<Bundle>>) {
+        let slots = self.kinds().flat_map(|kind| self.slots(state, kind)).collect();
+        (slots, state.bundle(state.trust_domain()).cloned())
+    }
+
+    /// Carries out the one next thing that is due.
+    async fn step(&self) -> Result<Progress, AuthorityError> {
+        let state = self.inner.replica.current().await.map_err(AuthorityError::State)?;
+        let now = self.now(&state);
+        let mut next: Option<SystemTime> = None;
+        let mut wait = |at: SystemTime| next = Some(next.map_or(at, |next| next.min(at)));
+        for kind in self.kinds() {
+            let done = match schedule::next_step(&self.slots(&state, kind), now) {
+                Step::Prepare => self.make(kind, Cause::Schedule).await.map(drop),
+                Step::Activate(id) => self.switch_or_lose(kind, &id).await,
+                Step::Forget(id) => self.forget(kind, &id).await,
+                Step::Wait(at) => {
+                    wait(at);
+                    continue;
+                }
+            };
+            return match done {
+                Ok(()) | Err(AuthorityError::Refused(Refusal::Overtaken)) => Ok(Progress::Stepped),
+                Err(error) => Err(error),
+            };
+        }
+        self.refresh()?;
+        if let Some(at) = self.renew_own(&state, now).await? {
+            wait(at);
+        }
+        let (changes, at) = prunable(&state, self.inner.owner, now);
+        if changes.is_empty() {
+            if let Some(at) = at {
+                wait(at);
+            }
+            return Ok(Progress::Idle(next));
+        }
+        self.prune().await?;
+        Ok(Progress::Stepped)
+    }
+
+    /// Makes a key and an authority, and publishes it.
+    async fn make(&self, kind: AuthorityKind, cause: Cause) -> Result<Arc<AuthoritySlot>, AuthorityError> {
+        let inner = &self.inner;
+        let key_type = self.key_type(kind)?;
+        let prefix = match kind {
+            AuthorityKind::X509 => "x509-CA",
+            AuthorityKind::Jwt => "JWT-Signer",
+        };
+        let key_id: Arc<str> = format!("{prefix}-{}", inner.entropy.alphanumeric(16)).into();
+        let public = inner.keys.create(&key_id, key_type).await.map_err(AuthorityError::Keys)?;
+        let slot = match self.describe(kind, &key_id, public.spki) {
+            Ok(slot) => Arc::new(slot),
+            Err(error) => {
+                self.discard(&key_id).await;
+                return Err(error);
+            }
+        };
+        let (owner, made) = (inner.owner, Arc::clone(&slot));
+        let proposed = inner
+            .committer
+            .propose(Urgency::Normal, move |state: &State, now| {
+                let slots = slots_of(state, owner, kind);
+                let wanted = match cause {
+                    Cause::Schedule => schedule::next_step(&slots, now) == Step::Prepare,
+                    Cause::Operator if schedule::active(&slots, now).is_none() => return Err(Refusal::Initializing),
+                    Cause::Operator => true,
+                };
+                if !wanted {
+                    return Err(Refusal::Overtaken);
+                }
+                // What was prepared before signed nothing; as an old authority it can be tainted and revoked.
+                let superseded = slots.iter().filter(|slot| slot.status == SlotStatus::Prepared);
+                let mut changes: Vec<Change> = superseded.map(|slot| with_status(slot, SlotStatus::Old)).collect();
+                changes.extend(publication(state.trust_domain(), &made));
+                changes.push(next_sequence(state));
+                changes.push(Change::PutSlot(Arc::clone(&made)));
+                Ok((Part::new(changes), ()))
+            })
+            .await;
+        match proposed {
+            Ok(_) => {}
+            // Whether it was committed is not known: the key must stay until the next start knows.
+            Err(error @ ProposeError::Unknown(..)) => return Err(error.into()),
+            Err(error) => {
+                self.discard(&key_id).await;
+                return Err(error.into());
+            }
+        }
+        let message = match kind {
+            AuthorityKind::X509 => "X509 CA prepared",
+            AuthorityKind::Jwt => "JWT key prepared",
+        };
+        announce(message, &slot);
+        Ok(slot)
+    }
+
+    /// The journal line of a new authority.
+    fn describe(
+        &self,
+        kind: AuthorityKind,
+        key_id: &Arc<str>,
+        public_key: bytes::Bytes,
+    ) -> Result<AuthoritySlot, AuthorityError> {
+        let inner = &self.inner;
+        let now = self.now(&inner.replica.latest());
+        let (authority_id, not_after, certificate) = match kind {
+            AuthorityKind::X509 => {
+                let key = inner.keys.signer(key_id).ok_or(AuthorityError::KeyMismatch)?;
+                let made =
+                    self_signed(key, &inner.policy, &inner.entropy, now).map_err(AuthorityError::Issue)?;
+                (made.authority_id.into(), made.not_after, Some(made.certificate))
+            }
+            AuthorityKind::Jwt => {
+                let validity = super::profile::validity(inner.policy.ca_ttl, None, now)
+                    .map_err(|error| AuthorityError::Issue(super::IssueError::Profile(error)))?;
+                (inner.entropy.alphanumeric(32).into(), validity.not_after, None)
+            }
+        };
+        Ok(AuthoritySlot {
+            owner: inner.owner,
+            kind,
+            authority_id,
+            key_id: Arc::clone(key_id),
+            status: SlotStatus::Prepared,
+            issued_at: super::profile::from_unix_seconds(super::profile::unix_seconds(now)),
+            not_after,
+            certificate,
+            upstream_chain: Vec::new(),
+            public_key,
+        })
+    }
+
+    /// Removes a key that is in no journal. A failure is no harm: the next start collects it.
+    async fn discard(&self, key_id: &str) {
+        if let Err(error) = self.inner.keys.delete(key_id).await {
+            tracing::warn!(error = runtime::telemetry::chain(&error), "Unused signing key could not be removed");
+        }
+    }
+
+    /// Activates a prepared authority; if its key turns out to be gone, its line is marked as lost instead.
+    async fn switch_or_lose(&self, kind: AuthorityKind, authority_id: &str) -> Result<(), AuthorityError> {
+        match self.switch(kind, authority_id, Cause::Schedule).await {
+            Err(AuthorityError::KeyMismatch) => self.lose(vec![(kind, authority_id.into())]).await,
+            other => other.map(drop),
+        }
+    }
+
+    /// Activates a prepared authority after proving that its key is the published one.
+    async fn switch(
+        &self,
+        kind: AuthorityKind,
+        authority_id: &str,
+        cause: Cause,
+    ) -> Result<Arc<AuthoritySlot>, AuthorityError> {
+        let inner = &self.inner;
+        self.key_type(kind)?;
+        let state = inner.replica.current().await.map_err(AuthorityError::State)?;
+        let slots = self.slots(&state, kind);
+        let slot = slots.iter().find(|slot| *slot.authority_id == *authority_id);
+        let slot = slot.ok_or(AuthorityError::Refused(Refusal::UnexpectedAuthority))?;
+        if slot.status != SlotStatus::Prepared {
+            return Err(AuthorityError::Refused(Refusal::NotPrepared));
+        }
+        let key = inner.keys.signer(&slot.key_id).ok_or(AuthorityError::KeyMismatch)?;
+        prove(&*key, slot, &inner.entropy.bytes())?;
+
+        let (owner, wanted) = (inner.owner, Arc::clone(&slot.authority_id));
+        let receipt = inner
+            .committer
+            .propose(Urgency::Normal, move |state: &State, now| {
+                let slots = slots_of(state, owner, kind);
+                if cause == Cause::Schedule && schedule::next_step(&slots, now) != Step::Activate(Arc::clone(&wanted)) {
+                    return Err(Refusal::Overtaken);
+                }
+                let slot = slots.iter().find(|slot| slot.authority_id == wanted).ok_or(Refusal::UnexpectedAuthority)?;
+                if slot.status != SlotStatus::Prepared {
+                    return Err(Refusal::NotPrepared);
+                }
+                if published(state.bundle(state.trust_domain()), slot).is_none() {
+                    return Err(Refusal::NotPublished);
+                }
+                let activated = Arc::new(AuthoritySlot { status: SlotStatus::Active, ..AuthoritySlot::clone(slot) });
+                let retired: Vec<Arc<AuthoritySlot>> =
+                    slots.iter().filter(|slot| slot.status == SlotStatus::Active).cloned().collect();
+                let mut changes: Vec<Change> =
+                    retired.iter().map(|slot| with_status(slot, SlotStatus::Old)).collect();
+                changes.push(Change::PutSlot(Arc::clone(&activated)));
+                Ok((Part::new(changes), (activated, retired)))
+            })
+            .await?;
+        let (activated, retired) = receipt.value;
+        self.refresh()?;
+        let message = match kind {
+            AuthorityKind::X509 => "X509 CA activated",
+            AuthorityKind::Jwt => "JWT key activated",
+        };
+        announce(message, &activated);
+        // An old authority never signs again. Who is signing with it at this moment holds its key until then.
+        for slot in retired {
+            self.discard(&slot.key_id).await;
+        }
+        Ok(activated)
+    }
+
+    /// Removes an authority that ended long ago from the journal, and its key if it is still there.
+    async fn forget(&self, kind: AuthorityKind, authority_id: &str) -> Result<(), AuthorityError> {
+        let inner = &self.inner;
+        let (owner, id): (_, Arc<str>) = (inner.owner, authority_id.into());
+        let receipt = inner
+            .committer
+            .propose(Urgency::Shrinking, move |state: &State, now| {
+                let slots = slots_of(state, owner, kind);
+                if schedule::next_step(&slots, now) != Step::Forget(Arc::clone(&id)) {
+                    return Err(Refusal::Overtaken);
+                }
+                let key_id = slots.iter().find(|slot| slot.authority_id == id).map(|slot| Arc::clone(&slot.key_id));
+                let change = Change::RemoveSlot { owner, kind, authority_id: Arc::clone(&id) };
+                Ok((Part::new(vec![change]), key_id))
+            })
+            .await?;
+        if let Some(key_id) = receipt.value {
+            self.discard(&key_id).await;
+        }
+        Ok(())
+    }
+
+    /// Marks authorities as lost: their keys are gone, their roots stay published until they end.
+    async fn lose(&self, lost: Vec<(AuthorityKind, Arc<str>)>) -> Result<(), AuthorityError> {
+        let owner = self.inner.owner;
+        for (kind, id) in &lost {
+            tracing::error!(local_authority_id = %id, kind = ?kind, "Private key of an authority is gone");
+        }
+        let _ = self
+            .inner
+            .committer
+            .propose(Urgency::Normal, move |state: &State, _| {
+                let changes = lost
+                    .iter()
+                    .flat_map(|(kind, id)| slots_of(state, owner, *kind).into_iter().find(|slot| slot.authority_id == *id))
+                    .filter(|slot| matches!(slot.status, SlotStatus::Prepared | SlotStatus::Active))
+                    .map(|slot| with_status(&slot, SlotStatus::Lost))
+                    .collect();
+                Ok((Part::new(changes), ()))
+            })
+            .await?;
+        Ok(())
+    }
+
+    /// Brings keys and journal together after a start: authorities without key or publication are lost, keys without
+    /// authority are removed.
+    async fn compare_keys_with_journal(&self) -> Result<(), AuthorityError> {
+        let inner = &self.inner;
+        let state = inner.replica.current().await.map_err(AuthorityError::State)?;
+        let keys = inner.keys.public().await.map_err(AuthorityError::Keys)?.keys;
+        let bundle = state.bundle(state.trust_domain());
+        let (mut lost, mut needed) = (Vec::new(), Vec::new());
+        for kind in [AuthorityKind::X509, AuthorityKind::Jwt] {
+            for slot in self.slots(&state, kind) {
+                if !matches!(slot.status, SlotStatus::Prepared | SlotStatus::Active) {
+                    continue;
+                }
+                let held = keys.iter().any(|(id, public)| **id == *slot.key_id && public.spki == slot.public_key);
+                if held && published(bundle, &slot).is_some() {
+                    needed.push(Arc::clone(&slot.key_id));
+                } else {
+                    lost.push((kind, Arc::clone(&slot.authority_id)));
+                }
+            }
+        }
+        if !lost.is_empty() {
+            self.lose(lost).await?;
+        }
+        for (id, _) in keys.iter().filter(|(id, _)| !needed.iter().any(|needed| **needed == **id)) {
+            tracing::info!(key_id = %id, "Removing a signing key that no authority uses");
+            inner.keys.delete(id).await.map_err(AuthorityError::Keys)?;
+        }
+        Ok(())
+    }
+
+    /// Removes authorities that ended long ago from our bundle, and the journals of key sets that are no more.
+    async fn prune(&self) -> Result<(), AuthorityError> {
+        let owner = self.inner.owner;
+        let _ = self
+            .inner
+            .committer
+            .propose(Urgency::Shrinking, move |state: &State, now| {
+                let (changes, _) = prunable(state, owner, now);
+                Ok::<_, Refusal>((Part::new(changes), ()))
+            })
+            .await?;
+        tracing::debug!("Expired authorities were removed from the bundle");
+        Ok(())
+    }
+}
+
+/// At most this many removals in one part.
+const LARGEST_PRUNING: usize = 50;
+
+/// The changes that remove what ended long ago, and when there will be more.
+fn prunable(
+    state: &State,
+    owner: crate::state::model::KeyOwner,
+    now: SystemTime,
+) -> (Vec<Change>, Option<SystemTime>) {
+    let foreign: Vec<_> = state
+        .all_slots()
+        .filter(|slot| slot.owner != owner)
+        .map(|slot| ((slot.owner, slot.kind, Arc::clone(&slot.authority_id)), Some(slot.not_after)))
+        .collect();
+    let (slots, slots_at) = schedule::ended(&foreign, false, now);
+    let mut changes: Vec<Change> = slots
+        .into_iter()
+        .take(LARGEST_PRUNING)
+        .map(|(owner, kind, authority_id)| Change::RemoveSlot { owner, kind, authority_id })
+        .collect();
+    let Some(bundle) = state.bundle(state.trust_domain()) else {
+        return (changes, slots_at);
+    };
+    let trust_domain = state.trust_domain();
+    let end = |der: &bytes::Bytes| Certificate::parse(der.clone()).ok().map(|certificate| certificate.not_after);
+    let x509: Vec<_> =
+        bundle.x509.iter().map(|authority| (certificate_hash(&authority.der), end(&authority.der))).collect();
+    let jwt: Vec<_> =
+        bundle.jwt.iter().map(|authority| (Arc::clone(&authority.key_id), authority.expires_at)).collect();
+    let (x509, x509_at) = schedule::ended(&x509, true, now);
+    let (jwt, jwt_at) = schedule::ended(&jwt, false, now);
+    if !x509.is_empty() || !jwt.is_empty() {
+        let removed_x509 = x509.into_iter().map(|sha256| Change::RemoveX509Authority {
+            trust_domain: trust_domain.clone(),
+            sha256,
+        });
+        let removed_jwt = jwt
+            .into_iter()
+            .map(|key_id| Change::RemoveJwtAuthority { trust_domain: trust_domain.clone(), key_id });
+        changes.extend(removed_x509.chain(removed_jwt).take(LARGEST_PRUNING - 1));
+        changes.push(next_sequence(state));
+    }
+    (changes, [slots_at, x509_at, jwt_at].into_iter().flatten().min())
+}
+
+/// Tells operators and their scripts, in the words they know, what happened to which authority.
+fn announce(message: &'static str, slot: &AuthoritySlot) {
+    let (issued_at, expiration) = (rfc3339(slot.issued_at), rfc3339(slot.not_after));
+    match slot.kind {
+        AuthorityKind::X509 => tracing::info!(
+            slot = %slot.key_id,
+            issued_at,
+            expiration,
+            self_signed = slot.upstream_chain.is_empty(),
+            local_authority_id = %slot.authority_id,
+            "{message}"
+        ),
+        AuthorityKind::Jwt => tracing::info!(
+            slot = %slot.key_id,
+            issued_at,
+            expiration,
+            local_authority_id = %slot.authority_id,
+            "{message}"
+        ),
+    }
+}
