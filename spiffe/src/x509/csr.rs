@@ -116,3 +116,7 @@ impl Csr {
         self.public_key.verify_with(algorithm, &self.signed, &self.signature).map_err(CsrError::Signature)
     }
 }
+
+#[cfg(test)]
+#[path = "csr_tests.rs"]
+mod tests;
