@@ -69,7 +69,8 @@ mod tests {
     #[tokio::test]
     async fn a_known_token_proves_a_node_and_is_not_used_up_by_that() {
         let history = History::open().await;
-        let token = JoinToken { hash: hash("secret"), expires_at: history.now() + Duration::from_secs(60), alias: None };
+        let token =
+            JoinToken { hash: hash("secret"), expires_at: history.now() + Duration::from_secs(60), alias: None };
         history.commit(Part::new(vec![Change::PutToken(token)])).await;
         let attestor = JoinTokens::new(history.replica());
         for _ in 0..2 {
@@ -84,7 +85,8 @@ mod tests {
     #[tokio::test]
     async fn unknown_and_ended_tokens_are_told_apart() {
         let history = History::open().await;
-        let token = JoinToken { hash: hash("secret"), expires_at: history.now() + Duration::from_secs(60), alias: None };
+        let token =
+            JoinToken { hash: hash("secret"), expires_at: history.now() + Duration::from_secs(60), alias: None };
         history.commit(Part::new(vec![Change::PutToken(token)])).await;
         let attestor = JoinTokens::new(history.replica());
         let unknown = attestor.attest(b"other", &mut Silent, history.now()).await;

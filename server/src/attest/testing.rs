@@ -12,7 +12,7 @@ use runtime::shutdown::{Shutdown, Trigger};
 use spiffe::id::TrustDomain;
 
 use super::{ChallengeError, Challenger};
-use crate::history::memory::Keep;
+use crate::history::memory::Memory;
 use crate::history::replica::Replica;
 use crate::history::{Committer, Reach, Store, Urgency};
 use crate::state::model::Part;
@@ -28,7 +28,7 @@ pub(crate) struct History {
 impl History {
     /// An empty one.
     pub(crate) async fn open() -> Self {
-        Self::over(Arc::new(Keep::new(crate::history::HistoryId([7; 16])))).await
+        Self::over(Arc::new(Memory::new(crate::history::HistoryId([7; 16])))).await
     }
 
     /// What `store` holds, as after a restart.

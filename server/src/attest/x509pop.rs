@@ -108,8 +108,7 @@ pub struct X509Pop {
 
 /// All certificates of a PEM file.
 fn read_bundle(trust_domain: &TrustDomain, path: &Path) -> Result<Vec<X509Authority>, SettingsError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| SettingsError::Read { path: path.to_owned(), source })?;
+    let text = std::fs::read_to_string(path).map_err(|source| SettingsError::Read { path: path.to_owned(), source })?;
     let bundle = Bundle::from_pem(trust_domain.clone(), &text)
         .map_err(|source| SettingsError::Bundle { path: path.to_owned(), source })?;
     Ok(bundle.x509)

@@ -312,11 +312,9 @@ fn published(bundle: Option<&Arc<Bundle>>, slot: &AuthoritySlot) -> Option<bool>
             let certificate = slot.certificate.as_ref()?;
             bundle.x509.iter().find(|authority| authority.der == *certificate).map(|authority| authority.tainted)
         }
-        AuthorityKind::Jwt => bundle
-            .jwt
-            .iter()
-            .find(|authority| authority.key_id == slot.authority_id)
-            .map(|authority| authority.tainted),
+        AuthorityKind::Jwt => {
+            bundle.jwt.iter().find(|authority| authority.key_id == slot.authority_id).map(|authority| authority.tainted)
+        }
     }
 }
 

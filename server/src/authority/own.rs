@@ -51,11 +51,7 @@ impl Recorded for OwnUse {}
 
 impl Authority {
     /// Renews the server's own SVID if that is due, and tells when it will be due next.
-    pub(super) async fn renew_own(
-        &self,
-        state: &State,
-        now: SystemTime,
-    ) -> Result<Option<SystemTime>, AuthorityError> {
+    pub(super) async fn renew_own(&self, state: &State, now: SystemTime) -> Result<Option<SystemTime>, AuthorityError> {
         let Ok(issuer) = self.active() else {
             return Ok(None);
         };

@@ -121,7 +121,11 @@ impl Authority {
     ///
     /// # Errors
     /// If it is not prepared, its key is not the published one, or the change cannot be committed.
-    pub async fn activate(&self, kind: AuthorityKind, authority_id: &str) -> Result<Arc<AuthoritySlot>, AuthorityError> {
+    pub async fn activate(
+        &self,
+        kind: AuthorityKind,
+        authority_id: &str,
+    ) -> Result<Arc<AuthoritySlot>, AuthorityError> {
         if authority_id.is_empty() {
             return Err(AuthorityError::Refused(Refusal::NoAuthorityId));
         }
@@ -251,8 +255,9 @@ impl Authority {
                 // What was prepared before signed nothing; as an old authority it can be tainted and revoked.
                 let superseded = slots.iter().filter(|slot| slot.status == SlotStatus::Prepared);
                 let mut changes: Vec<Change> = superseded.map(|slot| with_status(slot, SlotStatus::Old)).collect();
-                changes.extend(publication(state.trust_domain(), &made));
+                // First the bundle: the first authority of all makes it.
                 changes.push(next_sequence(state));
+                changes.extend(publication(state.trust_domain(), &made));
                 changes.push(Change::PutSlot(Arc::clone(&made)));
                 Ok((Part::new(changes), ()))
             })
@@ -286,8 +291,7 @@ impl Authority {
         let (authority_id, not_after, certificate) = match kind {
             AuthorityKind::X509 => {
                 let key = inner.keys.signer(key_id).ok_or(AuthorityError::KeyMismatch)?;
-                let made =
-                    self_signed(key, &inner.policy, &inner.entropy, now).map_err(AuthorityError::Issue)?;
+                let made = self_signed(key, &inner.policy, &inner.entropy, now).map_err(AuthorityError::Issue)?;
                 (made.authority_id.into(), made.not_after, Some(made.certificate))
             }
             AuthorityKind::Jwt => {
@@ -362,8 +366,7 @@ impl Authority {
                 let activated = Arc::new(AuthoritySlot { status: SlotStatus::Active, ..AuthoritySlot::clone(slot) });
                 let retired: Vec<Arc<AuthoritySlot>> =
                     slots.iter().filter(|slot| slot.status == SlotStatus::Active).cloned().collect();
-                let mut changes: Vec<Change> =
-                    retired.iter().map(|slot| with_status(slot, SlotStatus::Old)).collect();
+                let mut changes: Vec<Change> = retired.iter().map(|slot| with_status(slot, SlotStatus::Old)).collect();
                 changes.push(Change::PutSlot(Arc::clone(&activated)));
                 Ok((Part::new(changes), (activated, retired)))
             })
@@ -416,7 +419,9 @@ impl Authority {
             .propose(Urgency::Normal, move |state: &State, _| {
                 let changes = lost
                     .iter()
-                    .flat_map(|(kind, id)| slots_of(state, owner, *kind).into_iter().find(|slot| slot.authority_id == *id))
+                    .flat_map(|(kind, id)| {
+                        slots_of(state, owner, *kind).into_iter().find(|slot| slot.authority_id == *id)
+                    })
                     .filter(|slot| matches!(slot.status, SlotStatus::Prepared | SlotStatus::Active))
                     .map(|slot| with_status(&slot, SlotStatus::Lost))
                     .collect();
@@ -477,11 +482,7 @@ impl Authority {
 const LARGEST_PRUNING: usize = 50;
 
 /// The changes that remove what ended long ago, and when there will be more.
-fn prunable(
-    state: &State,
-    owner: crate::state::model::KeyOwner,
-    now: SystemTime,
-) -> (Vec<Change>, Option<SystemTime>) {
+fn prunable(state: &State, owner: crate::state::model::KeyOwner, now: SystemTime) -> (Vec<Change>, Option<SystemTime>) {
     let foreign: Vec<_> = state
         .all_slots()
         .filter(|slot| slot.owner != owner)
@@ -505,13 +506,10 @@ fn prunable(
     let (x509, x509_at) = schedule::ended(&x509, true, now);
     let (jwt, jwt_at) = schedule::ended(&jwt, false, now);
     if !x509.is_empty() || !jwt.is_empty() {
-        let removed_x509 = x509.into_iter().map(|sha256| Change::RemoveX509Authority {
-            trust_domain: trust_domain.clone(),
-            sha256,
-        });
-        let removed_jwt = jwt
-            .into_iter()
-            .map(|key_id| Change::RemoveJwtAuthority { trust_domain: trust_domain.clone(), key_id });
+        let removed_x509 =
+            x509.into_iter().map(|sha256| Change::RemoveX509Authority { trust_domain: trust_domain.clone(), sha256 });
+        let removed_jwt =
+            jwt.into_iter().map(|key_id| Change::RemoveJwtAuthority { trust_domain: trust_domain.clone(), key_id });
         changes.extend(removed_x509.chain(removed_jwt).take(LARGEST_PRUNING - 1));
         changes.push(next_sequence(state));
     }

@@ -8,9 +8,7 @@ use super::rotate::next_sequence;
 use super::{Authority, AuthorityError, Refusal, published, slots_of};
 use crate::history::Urgency;
 use crate::state::State;
-use crate::state::model::{
-    AuthorityKind, AuthoritySlot, Change, KeyOwner, Part, SlotStatus, certificate_hash,
-};
+use crate::state::model::{AuthorityKind, AuthoritySlot, Change, KeyOwner, Part, SlotStatus, certificate_hash};
 
 /// The part that taints an old authority.
 fn taint(
@@ -36,10 +34,7 @@ fn taint(
     let change = match kind {
         AuthorityKind::X509 => Change::PutX509Authority {
             trust_domain,
-            authority: X509Authority {
-                der: slot.certificate.clone().ok_or(Refusal::NotPublished)?,
-                tainted: true,
-            },
+            authority: X509Authority { der: slot.certificate.clone().ok_or(Refusal::NotPublished)?, tainted: true },
         },
         AuthorityKind::Jwt => {
             let held = bundle

@@ -11,7 +11,7 @@ use super::keys::memory::MemoryKeys;
 use super::profile::{CaSubject, WorkloadProfile};
 use super::*;
 use crate::attest::testing::History;
-use crate::history::memory::Keep;
+use crate::history::memory::Memory;
 use crate::history::{HistoryId, Store};
 use crate::state::model::SlotStatus;
 
@@ -86,7 +86,7 @@ async fn first_start_publishes_then_signs() {
 
 #[tokio::test(start_paused = true)]
 async fn a_restart_keeps_the_authority_and_collects_orphans() {
-    let store: Arc<dyn Store> = Arc::new(Keep::new(HistoryId([1; 16])));
+    let store: Arc<dyn Store> = Arc::new(Memory::new(HistoryId([1; 16])));
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("keys.json");
     let history = History::over(Arc::clone(&store)).await;
@@ -108,7 +108,7 @@ async fn a_restart_keeps_the_authority_and_collects_orphans() {
 
 #[tokio::test(start_paused = true)]
 async fn a_lost_key_is_replaced_and_its_root_stays_published() {
-    let store: Arc<dyn Store> = Arc::new(Keep::new(HistoryId([1; 16])));
+    let store: Arc<dyn Store> = Arc::new(Memory::new(HistoryId([1; 16])));
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("keys.json");
     let history = History::over(Arc::clone(&store)).await;

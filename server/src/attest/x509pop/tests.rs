@@ -136,7 +136,8 @@ async fn the_path_follows_the_template() {
         parameters.distinguished_name.push(DnType::CommonName, "node-one");
     });
     let mut settings = authority.settings();
-    settings.agent_path_template = Some("/{{ .PluginName }}/{{ .Subject.CommonName }}/{{ .SerialNumberHex }}".to_owned());
+    settings.agent_path_template =
+        Some("/{{ .PluginName }}/{{ .Subject.CommonName }}/{{ .SerialNumberHex }}".to_owned());
     let attested = attest(&settings, &certificate, &mut Answering { key: &key, address: None }).await.unwrap();
     assert_eq!(attested.agent_id.as_str(), "spiffe://example.org/spire/agent/x509pop/node-one/0abc");
 }
@@ -149,7 +150,8 @@ async fn the_address_must_be_named_if_asked_for() {
     let (certificate, key) = authority.node(KeyType::EcP256, |parameters| {
         parameters.subject_alt_names = vec![SanType::IpAddress(Ipv4Addr::new(192, 0, 2, 1).into())];
     });
-    for (address, expected) in [(Some("192.0.2.1"), true), (Some("::ffff:192.0.2.1"), true), (Some("192.0.2.2"), false)] {
+    for (address, expected) in [(Some("192.0.2.1"), true), (Some("::ffff:192.0.2.1"), true), (Some("192.0.2.2"), false)]
+    {
         let address = address.map(|text| text.parse().unwrap());
         let result = attest(&settings, &certificate, &mut Answering { key: &key, address }).await;
         assert_eq!(result.is_ok(), expected, "{address:?}: {result:?}");
@@ -167,7 +169,10 @@ async fn settings_that_cannot_be_used_are_told() {
     let make = |settings: &Settings| X509Pop::new(settings, &trust_domain, history.replica(), Entropy::system()).err();
     let missing = Settings::new(Mode::ExternalPki { ca_bundle_paths: vec!["/nowhere/ca.pem".into()] });
     assert!(matches!(make(&missing), Some(SettingsError::Read { .. })));
-    assert!(matches!(make(&Settings::new(Mode::ExternalPki { ca_bundle_paths: vec![] })), Some(SettingsError::NoBundle)));
+    assert!(matches!(
+        make(&Settings::new(Mode::ExternalPki { ca_bundle_paths: vec![] })),
+        Some(SettingsError::NoBundle)
+    ));
     let mut settings = authority.settings();
     settings.agent_path_template = Some("no slash".to_owned());
     assert!(matches!(make(&settings), Some(SettingsError::Template(_))));

@@ -101,11 +101,7 @@ impl Inner {
     /// Replaces the file by what is in memory.
     fn write(&self) -> Result<(), KeyError> {
         let file = File {
-            keys: self
-                .secrets
-                .iter()
-                .map(|(id, key)| (id.clone(), STANDARD.encode(key.expose_pkcs8())))
-                .collect(),
+            keys: self.secrets.iter().map(|(id, key)| (id.clone(), STANDARD.encode(key.expose_pkcs8()))).collect(),
             owner: Some(format!("{:032x}", u128::from_be_bytes(self.owner))),
         };
         let text = Zeroizing::new(serde_json::to_vec_pretty(&file).map_err(KeyError::Format)?);
@@ -202,7 +198,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("keys.json");
         let key = PrivateKey::generate(KeyType::EcP384).unwrap();
-        let text = format!("{{\n\t\"keys\": {{\n\t\t\"JWT-Signer-A\": \"{}\"\n\t}}\n}}", STANDARD.encode(key.expose_pkcs8()));
+        let text =
+            format!("{{\n\t\"keys\": {{\n\t\t\"JWT-Signer-A\": \"{}\"\n\t}}\n}}", STANDARD.encode(key.expose_pkcs8()));
         runtime::keyfile::write(&path, text.as_bytes()).unwrap();
         let first = DiskKeys::open(&path, &entropy).unwrap().public().await.unwrap();
         let second = DiskKeys::open(&path, &entropy).unwrap().public().await.unwrap();

@@ -40,11 +40,8 @@ impl LocalKey {
             KeyKind::Rsa { bits: 4096 } => (KeyType::Rsa4096, rsa_pair(key)?),
             _ => return Err(KeyError::Unsupported),
         };
-        let public = PublicKey {
-            kind,
-            spki: key.public_key().spki_der().clone(),
-            bits: key.public_key().raw().clone(),
-        };
+        let public =
+            PublicKey { kind, spki: key.public_key().spki_der().clone(), bits: key.public_key().raw().clone() };
         Ok(Self { public, pair })
     }
 

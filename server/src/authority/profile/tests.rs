@@ -30,7 +30,8 @@ fn names(subject: &Subject) -> Vec<(Vec<u64>, &str)> {
 
 #[test]
 fn workload_has_the_default_subject_lifetime_and_backdate() {
-    let profile = workload(&request("spiffe://example.org/w"), &policy(), from_unix_seconds(NOW + 9000), now()).unwrap();
+    let profile =
+        workload(&request("spiffe://example.org/w"), &policy(), from_unix_seconds(NOW + 9000), now()).unwrap();
     assert_eq!(names(&profile.subject), [(COUNTRY.to_vec(), "US"), (ORGANIZATION.to_vec(), "SPIRE")]);
     assert_eq!(profile.usage, Usage::Svid);
     assert_eq!(profile.validity.not_before, from_unix_seconds(NOW - 10));
@@ -50,8 +51,8 @@ fn first_dns_name_becomes_the_common_name() {
 fn common_name_of_a_given_subject_is_replaced_in_its_place() {
     // SEQUENCE { SET { CN "x" }, SET { O "org" } }
     let der = [
-        0x30, 0x1a, 0x31, 0x0a, 0x30, 0x08, 0x06, 0x03, 0x55, 0x04, 0x03, 0x0c, 0x01, b'x', 0x31, 0x0c, 0x30, 0x0a, 0x06,
-        0x03, 0x55, 0x04, 0x0a, 0x0c, 0x03, b'o', b'r', b'g',
+        0x30, 0x1a, 0x31, 0x0a, 0x30, 0x08, 0x06, 0x03, 0x55, 0x04, 0x03, 0x0c, 0x01, b'x', 0x31, 0x0c, 0x30, 0x0a,
+        0x06, 0x03, 0x55, 0x04, 0x0a, 0x0c, 0x03, b'o', b'r', b'g',
     ];
     let mut request = request("spiffe://example.org/w");
     request.subject = Some(Bytes::copy_from_slice(&der));
