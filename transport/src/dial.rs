@@ -84,6 +84,26 @@ pub async fn tls(host: &str, port: u16, tls: &Arc<ClientConfig>) -> Result<Chann
         .map_err(|source| DialError::Connect { to: format!("{host}:{port}"), source })
 }
 
+/// A channel over one connection, made now: once that is lost, every call on the channel fails, so that the caller decides
+/// when and as whom the next connection is made.
+///
+/// # Errors
+/// If nobody answers, or not the server that `tls` accepts.
+pub async fn tls_once(host: &str, port: u16, tls: &Arc<ClientConfig>) -> Result<Channel, DialError> {
+    let (at, config) = (host.trim_matches(['[', ']']).to_owned(), Arc::clone(tls));
+    let mut made = false;
+    endpoint(host, port)?
+        .connect_with_connector(service_fn(move |_| {
+            let first = !std::mem::replace(&mut made, true);
+            let (at, config) = (at.clone(), Arc::clone(&config));
+            async move {
+                if first { open(at, port, config).await } else { Err(io::ErrorKind::NotConnected.into()) }
+            }
+        }))
+        .await
+        .map_err(|source| DialError::Connect { to: format!("{host}:{port}"), source })
+}
+
 /// A channel to a server that connects with the first call, and again when a connection is lost.
 ///
 /// # Errors

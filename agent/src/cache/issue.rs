@@ -1,0 +1,149 @@
+//! What to sign and what to forget: a decision on values, made anew after every change.
+
+use std::time::{Duration, SystemTime};
+
+use spiffe::renew::RenewAt;
+
+use super::desired::EntryId;
+
+/// Why an entry's X.509-SVID may be held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Demand {
+    /// A subscriber waits for it or follows it: it is held whatever the limit says.
+    Subscribed,
+    /// It is held as long as there is room.
+    Prefetch,
+    /// It is signed when somebody asks, and kept afterwards as long as there is room.
+    OnDemand,
+}
+
+/// The times of a credential that is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Held {
+    /// When its successor is to be signed; drawn once.
+    pub renew_at: SystemTime,
+    /// From when on it is worthless.
+    pub not_after: SystemTime,
+    /// Whether it was signed for an earlier revision of the entry.
+    pub outdated: bool,
+}
+
+/// One entry, as the plan sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidate {
+    /// The entry's id.
+    pub entry: EntryId,
+    /// Its credential, if there is one.
+    pub held: Option<Held>,
+    /// Why it may be held.
+    pub demand: Demand,
+    /// A counter: the larger, the more recently used.
+    pub last_used: u64,
+    /// Whether a request for it is under way.
+    pub signing: bool,
+    /// Before this time it is not asked for again, because the server refused it.
+    pub retry_at: Option<SystemTime>,
+}
+
+/// What to do now, and when to look again.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Entries to be signed for, most urgent first.
+    pub sign: Vec<EntryId>,
+    /// Entries whose credential is to be dropped: expired, or beyond the limit.
+    pub forget: Vec<EntryId>,
+    /// The next time at which the answer changes by itself.
+    pub wake: Option<SystemTime>,
+}
+
+/// Decides for all `candidates` (in the order of their ids) with room for `limit` credentials.
+///
+/// The order of what is signed: near expiry first, by the time left; then what subscribers wait for; then prefetch.
+pub fn plan(candidates: &[Candidate], limit: usize, now: SystemTime) -> Plan {
+    let mut plan = Plan::default();
+    let live = |candidate: &Candidate| candidate.held.filter(|held| held.not_after > now);
+    for candidate in candidates {
+        if candidate.held.is_some() && live(candidate).is_none() {
+            plan.forget.push(candidate.entry.clone());
+        }
+    }
+
+    let subscribed = candidates.iter().filter(|candidate| candidate.demand == Demand::Subscribed);
+    let mut wanted: Vec<&Candidate> = subscribed.collect();
+    let mut room = limit.saturating_sub(wanted.len());
+
+    let unsubscribed = || candidates.iter().filter(|candidate| candidate.demand != Demand::Subscribed);
+    let mut kept: Vec<&Candidate> = unsubscribed().filter(|candidate| live(candidate).is_some()).collect();
+    kept.sort_by(|a, b| b.last_used.cmp(&a.last_used).then_with(|| a.entry.cmp(&b.entry)));
+    plan.forget.extend(kept.iter().skip(room).map(|candidate| candidate.entry.clone()));
+    kept.truncate(room);
+    room -= kept.len();
+    wanted.append(&mut kept);
+    let missing = |candidate: &&Candidate| candidate.demand == Demand::Prefetch && live(candidate).is_none();
+    wanted.extend(unsubscribed().filter(missing).take(room));
+
+    let mut due = Vec::new();
+    for candidate in wanted {
+        let held = live(candidate);
+        plan.wake = earliest(plan.wake, held.map(|held| held.not_after));
+        let rank = match held {
+            Some(held) if held.renew_at <= now => Rank::Renewal(held.not_after),
+            Some(held) if !held.outdated => {
+                plan.wake = earliest(plan.wake, Some(held.renew_at));
+                continue;
+            }
+            _ if candidate.demand == Demand::Subscribed => Rank::Awaited,
+            _ => Rank::Prefetch,
+        };
+        if candidate.signing {
+            continue;
+        }
+        match candidate.retry_at.filter(|at| *at > now) {
+            Some(at) => plan.wake = earliest(plan.wake, Some(at)),
+            None => due.push((rank, candidate.entry.clone())),
+        }
+    }
+    due.sort_unstable();
+    plan.sign = due.into_iter().map(|(_, entry)| entry).collect();
+    plan
+}
+
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    Renewal(SystemTime),
+    Awaited,
+    Prefetch,
+}
+
+fn earliest(one: Option<SystemTime>, other: Option<SystemTime>) -> Option<SystemTime> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
+    }
+}
+
+/// The time at which a credential is to be renewed, from the time `drawn` for it and the operator's wish to have
+/// `availability_target` of validity left whenever the server goes away. `random` spreads that wish over ten minutes.
+///
+/// The wish counts only for credentials that outlive it by more than twelve hours, as in SPIRE. No credential is
+/// renewed within the first tenth of its life, whatever was drawn.
+pub fn renewal(
+    drawn: RenewAt,
+    not_before: SystemTime,
+    not_after: SystemTime,
+    received_at: SystemTime,
+    availability_target: Option<Duration>,
+    random: u64,
+) -> SystemTime {
+    const GRACE: Duration = Duration::from_secs(12 * 3600);
+    const SPREAD_SECONDS: u64 = 600;
+    let life = not_after.duration_since(not_before).unwrap_or_default();
+    let wished = availability_target
+        .filter(|target| life.saturating_sub(*target) > GRACE)
+        .and_then(|target| not_after.checked_sub(target + Duration::from_secs(random % SPREAD_SECONDS)));
+    drawn.at().min(wished.unwrap_or(not_after)).max(received_at + RenewAt::least_distance(not_before, not_after))
+}
+
+#[cfg(test)]
+#[path = "issue/tests.rs"]
+mod tests;

@@ -1,0 +1,240 @@
+//! JWT-SVIDs that were fetched and may be handed out again.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use spiffe::bundle::Bundle;
+use spiffe::id::SpiffeId;
+use zeroize::Zeroizing;
+
+use super::desired::EntryId;
+
+/// A JWT-SVID in memory. Its text is a bearer secret: wiped when dropped, shown by no `Debug`.
+pub struct JwtSvid {
+    /// The entry it was signed for.
+    pub entry_id: EntryId,
+    /// Its subject.
+    pub id: SpiffeId,
+    /// The token in its compact form.
+    pub token: Zeroizing<String>,
+    /// What the entry's author calls this identity; may be empty.
+    pub hint: Arc<str>,
+    /// When it was signed.
+    pub issued_at: SystemTime,
+    /// From when on it is worthless.
+    pub expires_at: SystemTime,
+}
+
+impl std::fmt::Debug for JwtSvid {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("JwtSvid").field("id", &self.id).field("expires_at", &self.expires_at).finish_non_exhaustive()
+    }
+}
+
+/// What a token was asked for: an entry and a set of audiences.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(super) struct Key {
+    entry: EntryId,
+    audience: Arc<[String]>,
+}
+
+impl Key {
+    /// The order and repetition of audiences makes no difference.
+    pub(super) fn new(entry: EntryId, audience: &[String]) -> Self {
+        let mut audience = audience.to_vec();
+        audience.sort_unstable();
+        audience.dedup();
+        Self { entry, audience: audience.into() }
+    }
+}
+
+/// At most `limit` tokens; the least recently used goes first.
+pub(super) struct JwtCache {
+    limit: usize,
+    tick: u64,
+    tokens: HashMap<Key, Cached>,
+    by_use: BTreeMap<u64, Key>,
+}
+
+struct Cached {
+    svid: Arc<JwtSvid>,
+    renew_at: SystemTime,
+    key_id: Option<String>,
+    used: u64,
+}
+
+/// What the cache has for a request.
+pub(super) enum Found {
+    /// Hand it out.
+    Fresh(Arc<JwtSvid>),
+    /// Ask for a new one; if that cannot be had, hand this out.
+    Ageing(Arc<JwtSvid>),
+    /// Nothing of use.
+    Nothing,
+}
+
+impl JwtCache {
+    pub(super) fn new(limit: usize) -> Self {
+        Self { limit, tick: 0, tokens: HashMap::new(), by_use: BTreeMap::new() }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    pub(super) fn find(&mut self, key: &Key, now: SystemTime) -> Found {
+        let Some(cached) = self.tokens.get_mut(key) else { return Found::Nothing };
+        if cached.svid.expires_at <= now {
+            self.remove(key);
+            return Found::Nothing;
+        }
+        self.tick += 1;
+        self.by_use.remove(&cached.used);
+        cached.used = self.tick;
+        self.by_use.insert(self.tick, key.clone());
+        let svid = Arc::clone(&cached.svid);
+        if now < cached.renew_at { Found::Fresh(svid) } else { Found::Ageing(svid) }
+    }
+
+    pub(super) fn insert(&mut self, key: Key, svid: Arc<JwtSvid>, renew_at: SystemTime) {
+        if self.limit == 0 {
+            return;
+        }
+        self.remove(&key);
+        while self.tokens.len() >= self.limit {
+            let Some((_, oldest)) = self.by_use.pop_first() else { break };
+            self.tokens.remove(&oldest);
+        }
+        self.tick += 1;
+        self.by_use.insert(self.tick, key.clone());
+        let key_id = key_id(&svid.token);
+        self.tokens.insert(key, Cached { svid, renew_at, key_id, used: self.tick });
+    }
+
+    fn remove(&mut self, key: &Key) {
+        if let Some(cached) = self.tokens.remove(key) {
+            self.by_use.remove(&cached.used);
+        }
+    }
+
+    /// Drops the tokens of an entry that changed or went away.
+    pub(super) fn forget_entry(&mut self, entry: &EntryId) {
+        self.retain(|key, _| key.entry != *entry);
+    }
+
+    /// Drops the tokens whose signing key the bundle no longer stands for.
+    pub(super) fn judge(&mut self, own: &Bundle) {
+        self.retain(|_, cached| {
+            cached.key_id.as_ref().is_some_and(|key_id| {
+                own.jwt.iter().any(|authority| *authority.key_id == **key_id && !authority.tainted)
+            })
+        });
+    }
+
+    fn retain(&mut self, keep: impl Fn(&Key, &Cached) -> bool) {
+        let by_use = &mut self.by_use;
+        self.tokens.retain(|key, cached| {
+            let keeps = keep(key, cached);
+            if !keeps {
+                by_use.remove(&cached.used);
+            }
+            keeps
+        });
+    }
+}
+
+/// The `kid` of a token's header, without any check of the token.
+fn key_id(token: &str) -> Option<String> {
+    #[derive(serde::Deserialize)]
+    struct Header {
+        kid: Option<String>,
+    }
+    let (header, _) = token.split_once('.')?;
+    let header = URL_SAFE_NO_PAD.decode(header).ok()?;
+    serde_json::from_slice::<Header>(&header).ok()?.kid
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use spiffe::bundle::JwtAuthority;
+    use spiffe::id::TrustDomain;
+
+    use super::*;
+
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    fn svid(kid: &str, expires_at: u64) -> Arc<JwtSvid> {
+        let header = URL_SAFE_NO_PAD.encode(format!(r#"{{"alg":"ES256","kid":"{kid}"}}"#));
+        Arc::new(JwtSvid {
+            entry_id: "e".into(),
+            id: SpiffeId::parse("spiffe://example.org/w").unwrap(),
+            token: Zeroizing::new(format!("{header}.e30.c2ln")),
+            hint: "".into(),
+            issued_at: at(0),
+            expires_at: at(expires_at),
+        })
+    }
+
+    fn key(entry: &str, audience: &[&str]) -> Key {
+        Key::new(entry.into(), &audience.iter().map(ToString::to_string).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn fresh_until_its_renewal_then_ageing_until_it_expires() {
+        let mut cache = JwtCache::new(2);
+        cache.insert(key("a", &["x", "y"]), svid("k", 100), at(50));
+        assert!(matches!(cache.find(&key("a", &["y", "x", "y"]), at(49)), Found::Fresh(_)));
+        assert!(matches!(cache.find(&key("a", &["x", "y"]), at(50)), Found::Ageing(_)));
+        assert!(matches!(cache.find(&key("a", &["x"]), at(49)), Found::Nothing));
+        assert!(matches!(cache.find(&key("a", &["x", "y"]), at(100)), Found::Nothing));
+        assert_eq!(cache.len(), 0);
+    }
+
+    #[test]
+    fn the_least_recently_used_goes_first() {
+        let mut cache = JwtCache::new(2);
+        cache.insert(key("a", &["x"]), svid("k", 100), at(50));
+        cache.insert(key("b", &["x"]), svid("k", 100), at(50));
+        assert!(matches!(cache.find(&key("a", &["x"]), at(1)), Found::Fresh(_)));
+        cache.insert(key("c", &["x"]), svid("k", 100), at(50));
+        assert!(matches!(cache.find(&key("b", &["x"]), at(1)), Found::Nothing));
+        assert!(matches!(cache.find(&key("a", &["x"]), at(1)), Found::Fresh(_)));
+        assert_eq!((cache.len(), cache.by_use.len()), (2, 2));
+    }
+
+    #[test]
+    fn tokens_of_a_tainted_or_vanished_key_are_dropped() {
+        let mut cache = JwtCache::new(9);
+        for kid in ["good", "tainted", "gone"] {
+            cache.insert(key(kid, &["x"]), svid(kid, 100), at(50));
+        }
+        let authority = |key_id: &str, tainted| JwtAuthority {
+            key_id: key_id.into(),
+            public_key: bytes::Bytes::new(),
+            expires_at: None,
+            tainted,
+        };
+        let mut bundle = Bundle::empty(TrustDomain::parse("example.org").unwrap());
+        bundle.jwt = vec![authority("good", false), authority("tainted", true)];
+        cache.judge(&bundle);
+        assert_eq!((cache.len(), cache.by_use.len()), (1, 1));
+        assert!(matches!(cache.find(&key("good", &["x"]), at(1)), Found::Fresh(_)));
+    }
+
+    #[test]
+    fn an_entry_takes_its_tokens_with_it() {
+        let mut cache = JwtCache::new(9);
+        cache.insert(key("a", &["x"]), svid("k", 100), at(50));
+        cache.insert(key("a", &["y"]), svid("k", 100), at(50));
+        cache.insert(key("b", &["x"]), svid("k", 100), at(50));
+        cache.forget_entry(&"a".into());
+        assert_eq!((cache.len(), cache.by_use.len()), (1, 1));
+    }
+}

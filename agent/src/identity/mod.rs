@@ -1,0 +1,383 @@
+//! The agent's own identity: its SVID, the bundle it knows the server by, and what both live through.
+//!
+//! A new SVID is written to disk before it is used, so that the process may be killed at any moment: what is on disk is
+//! always an SVID that the server still takes.
+
+mod data;
+mod renewal;
+mod verdict;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwapOption;
+use bytes::Bytes;
+use runtime::clock::Clock;
+use runtime::entropy::Entropy;
+use runtime::reconcile::Nudge;
+use spiffe::bundle::{Bundle, Bundles, X509Authority};
+use spiffe::id::{SpiffeId, TrustDomain};
+use spiffe::renew::RenewAt;
+use spiffe::x509::{PrivateKey, X509Error, X509Svid};
+use transport::rotating::{Rotating, TlsError};
+use transport::verify::Trust;
+
+pub use self::data::{AgentData, DataError, DataFile};
+pub use self::verdict::{Denial, Heard, Own, Reaction, judge};
+
+use crate::attest::NodeProver;
+use crate::keys::{AgentKeys, KeyError};
+use crate::server_link::{AttestError, DialError, LinkError, Witness};
+use crate::taint;
+
+/// An SVID that has less left than this is not worth starting with.
+const LEAST_LEFT: Duration = Duration::from_secs(1);
+/// How often in a row a server of an unknown authority is met before that is believed.
+const UNKNOWN_AUTHORITY_LIMIT: u32 = 2;
+
+/// Why the agent has no identity, or cannot get its next one.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum IdentityError {
+    /// The agent's data cannot be read or written.
+    #[error("could not use the agent's data")]
+    Data(#[source] DataError),
+    /// No key could be made or kept.
+    #[error("could not make the agent's key")]
+    Key(#[source] KeyError),
+    /// The node attestation failed.
+    #[error("node attestation failed")]
+    Attest(#[source] AttestError),
+    /// The renewal failed.
+    #[error("could not renew the agent's SVID")]
+    Renew(#[source] LinkError),
+    /// The server's answer is not an SVID for this agent and key.
+    #[error("the server signed no SVID of this agent")]
+    Svid(#[source] X509Error),
+    /// The SVID is for somebody who is no agent of the trust domain, or for another agent.
+    #[error("the server signed an SVID for {0}, which is not this agent")]
+    Foreign(SpiffeId),
+    /// TLS cannot use the SVID.
+    #[error("could not use the agent's SVID for TLS")]
+    Tls(#[source] TlsError),
+    /// The server does not accept the identity, and this process cannot get another.
+    #[error("{0}; the agent's SVID was deleted")]
+    Denied(Denial),
+    /// The SVID ran out and can neither be renewed nor attested for again.
+    #[error("the agent's SVID expired before it could be renewed; the node has to attest anew")]
+    Expired,
+    /// The server cannot be known by the stored bundle any more.
+    #[error("the server's authority is not in the agent's trust bundle; delete the agent's data to bootstrap anew")]
+    UnknownAuthority,
+}
+
+impl IdentityError {
+    /// Whether it may go better later.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Attest(error) => error.is_retryable(),
+            Self::Renew(error) => error.is_retryable(),
+            Self::Data(_) | Self::Key(_) | Self::Svid(_) | Self::Foreign(_) | Self::Tls(_) => true,
+            Self::Denied(_) | Self::Expired | Self::UnknownAuthority => false,
+        }
+    }
+}
+
+/// The agent's own SVID. It never changes; a new one takes its place.
+pub struct AgentSvid {
+    /// Counts the SVIDs of this process from one.
+    pub number: u64,
+    /// The chain and what it says.
+    pub svid: X509Svid,
+    /// The leaf's key.
+    pub key: Arc<PrivateKey>,
+    /// Whether the server lets this agent attest again.
+    pub reattestable: bool,
+    received_at: SystemTime,
+    renew_at: RenewAt,
+    authority_key_id: Option<Bytes>,
+}
+
+impl AgentSvid {
+    /// When it is to be renewed: at the time drawn for it, or at once if an authority of `bundle` that signed it is
+    /// tainted, but never within the first tenth of its life.
+    fn due_at(&self, bundle: Option<&Bundle>) -> SystemTime {
+        let soonest = self.received_at + RenewAt::least_distance(self.svid.not_before, self.svid.not_after);
+        let tainted = bundle
+            .zip(self.authority_key_id.as_ref())
+            .is_some_and(|(bundle, key_id)| taint::authorities(bundle).contains(key_id));
+        if tainted { self.renew_at.at().min(soonest) } else { self.renew_at.at().max(soonest) }
+    }
+}
+
+/// What the identity needs.
+pub struct Parts {
+    /// The own trust domain.
+    pub trust_domain: TrustDomain,
+    /// Where SVID and bundle survive.
+    pub file: DataFile,
+    /// Where the keys survive.
+    pub keys: Arc<dyn AgentKeys>,
+    /// How the node proves what it is.
+    pub prover: Arc<dyn NodeProver>,
+    /// The bundle to know the server by when none is stored.
+    pub bootstrap: Option<Bundle>,
+    /// The time.
+    pub clock: Clock,
+    /// Randomness.
+    pub entropy: Entropy,
+}
+
+/// The agent's identity; clones share it.
+#[derive(Clone)]
+pub struct Identity {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    trust_domain: TrustDomain,
+    file: DataFile,
+    keys: Arc<dyn AgentKeys>,
+    prover: Arc<dyn NodeProver>,
+    clock: Clock,
+    entropy: Entropy,
+    data: Mutex<AgentData>,
+    rotating: Rotating,
+    svid: ArcSwapOption<AgentSvid>,
+    bundle: ArcSwapOption<Bundle>,
+    judging: Mutex<Judging>,
+    nudge: Nudge,
+}
+
+#[derive(Default)]
+struct Judging {
+    before: Option<Heard>,
+    decided: Option<Decision>,
+    unknown_authority: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Decision {
+    Reattest(Denial),
+    Forget(Denial),
+    UnknownAuthority,
+}
+
+impl Identity {
+    /// Takes up what is stored: the bundle, and the SVID if its key is there and it has not run out.
+    pub fn open(parts: Parts) -> Result<Self, IdentityError> {
+        let data = parts.file.load().map_err(IdentityError::Data)?;
+        let stored = (!data.bundle.is_empty()).then(|| Bundle {
+            x509: data.bundle.iter().map(|der| X509Authority { der: der.clone(), tainted: false }).collect(),
+            ..Bundle::empty(parts.trust_domain.clone())
+        });
+        let inner = Inner {
+            trust_domain: parts.trust_domain,
+            file: parts.file,
+            keys: parts.keys,
+            prover: parts.prover,
+            clock: parts.clock,
+            entropy: parts.entropy,
+            data: Mutex::new(data),
+            rotating: Rotating::new(),
+            svid: ArcSwapOption::empty(),
+            bundle: ArcSwapOption::from(stored.or(parts.bootstrap).map(Arc::new)),
+            judging: Mutex::new(Judging::default()),
+            nudge: Nudge::new(),
+        };
+        let identity = Self { inner: Arc::new(inner) };
+        identity.take_up();
+        Ok(identity)
+    }
+
+    fn take_up(&self) {
+        let (chain, reattestable) = {
+            let data = self.inner.data();
+            (data.svid.clone(), data.reattestable)
+        };
+        if chain.is_empty() {
+            return;
+        }
+        let svid = match X509Svid::from_chain(chain) {
+            Ok(svid) => svid,
+            Err(error) => {
+                tracing::warn!(error = runtime::telemetry::chain(&error), "The stored agent SVID cannot be used");
+                return;
+            }
+        };
+        let Some(key) = self.inner.keys.find(&svid.spki_der) else {
+            tracing::info!("The key of the stored agent SVID is gone; attesting anew");
+            return;
+        };
+        if svid.not_after <= self.inner.clock.now() + LEAST_LEFT {
+            tracing::info!("The stored agent SVID has expired; attesting anew");
+            return;
+        }
+        // When it was received is not stored; its own beginning is the nearest known time.
+        let received_at = svid.not_before;
+        tracing::info!(spiffe_id = %svid.id, "Taking up the stored agent SVID");
+        if let Err(error) = self.adopt(svid, key, reattestable, received_at) {
+            tracing::warn!(error = runtime::telemetry::chain(&error), "The stored agent SVID cannot be used");
+        }
+    }
+
+    /// The certificate that TLS shows the server.
+    pub fn rotating(&self) -> &Rotating {
+        &self.inner.rotating
+    }
+
+    /// The newest SVID; none before the first attestation.
+    pub fn svid(&self) -> Option<Arc<AgentSvid>> {
+        self.inner.svid.load_full()
+    }
+
+    /// The bundle the server is known by.
+    pub fn bundle(&self) -> Option<Arc<Bundle>> {
+        self.inner.bundle.load_full()
+    }
+
+    /// What TLS verifies the server against: always the newest bundle.
+    pub fn trust(&self) -> Arc<dyn Trust> {
+        Arc::new(OwnTrust { inner: Arc::clone(&self.inner) })
+    }
+
+    /// What the link tells denials and failures to.
+    pub fn witness(&self) -> Arc<dyn Witness> {
+        Arc::clone(&self.inner) as Arc<dyn Witness>
+    }
+
+    /// Takes the newest bundle of the own trust domain: stored first, then used. A bundle without certificate
+    /// authorities is not taken, because nobody could be known by it.
+    pub async fn adopt_bundle(&self, bundle: &Arc<Bundle>) {
+        if bundle.x509.is_empty() || bundle.trust_domain != self.inner.trust_domain {
+            return;
+        }
+        let authorities: Vec<Bytes> = bundle.x509.iter().map(|authority| authority.der.clone()).collect();
+        if let Err(error) = self.remember(move |data| data.bundle = authorities).await {
+            // In memory it is right to go on: the stored one is used only by the next start.
+            tracing::warn!(error = runtime::telemetry::chain(&error), "Could not store the trust bundle");
+        }
+        self.inner.bundle.store(Some(Arc::clone(bundle)));
+        // It may taint the authority of our own SVID.
+        self.inner.nudge.nudge();
+    }
+
+    /// Changes what is stored. Runs on a thread that may block.
+    async fn remember(&self, change: impl FnOnce(&mut AgentData) + Send + 'static) -> Result<(), DataError> {
+        let inner = Arc::clone(&self.inner);
+        let write = move || {
+            // Held over the write: what is in memory is what is on disk.
+            let mut data = inner.data();
+            let mut next = data.clone();
+            change(&mut next);
+            if next != *data {
+                inner.file.store(&next)?;
+                *data = next;
+            }
+            Ok(())
+        };
+        tokio::task::spawn_blocking(write).await.map_err(|_| DataError::Interrupted)?
+    }
+
+    /// Uses an SVID from now on.
+    fn adopt(
+        &self,
+        svid: X509Svid,
+        key: Arc<PrivateKey>,
+        reattestable: bool,
+        received_at: SystemTime,
+    ) -> Result<(), IdentityError> {
+        self.inner.rotating.set(&svid.chain, &key).map_err(IdentityError::Tls)?;
+        let number = self.inner.newest_svid() + 1;
+        let renew_at = RenewAt::draw(svid.not_before, svid.not_after, received_at, self.inner.entropy.u64());
+        let authority_key_id = taint::authority_of(&svid.chain);
+        let next = AgentSvid { number, svid, key, reattestable, received_at, renew_at, authority_key_id };
+        self.inner.svid.store(Some(Arc::new(next)));
+        *self.inner.judging() = Judging::default();
+        Ok(())
+    }
+}
+
+impl Inner {
+    fn data(&self) -> MutexGuard<'_, AgentData> {
+        self.data.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn judging(&self) -> MutexGuard<'_, Judging> {
+        self.judging.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn decide(&self, judging: &mut Judging, decision: Decision) {
+        // The first decision stands until it is carried out, unless a later one ends everything.
+        if judging.decided.is_none() || matches!(decision, Decision::Forget(_)) {
+            judging.decided = Some(decision);
+        }
+        self.nudge.nudge();
+    }
+}
+
+impl Witness for Inner {
+    fn newest_svid(&self) -> u64 {
+        self.svid.load().as_ref().map_or(0, |svid| svid.number)
+    }
+
+    fn denied(&self, heard: Heard) -> Reaction {
+        let mut judging = self.judging();
+        let own = Own {
+            newest_svid: self.newest_svid(),
+            reattestable: self.svid.load().as_ref().is_some_and(|svid| svid.reattestable),
+            prover_repeats: self.prover.repeats(),
+        };
+        let reaction = judge(judging.before.as_ref(), &heard, &own);
+        tracing::warn!(denial = %heard.denial, connection = heard.connection, ?reaction, "The server denied a call");
+        match reaction {
+            Reaction::Disregard => {}
+            Reaction::AskAgain => judging.before = Some(heard),
+            Reaction::Reattest => self.decide(&mut judging, Decision::Reattest(heard.denial)),
+            Reaction::Forget => self.decide(&mut judging, Decision::Forget(heard.denial)),
+        }
+        reaction
+    }
+
+    fn accepted(&self, svid: u64) {
+        let mut judging = self.judging();
+        if judging.before.is_some_and(|before| before.svid == svid) {
+            judging.before = None;
+        }
+    }
+
+    fn dialled(&self, result: Result<(), &DialError>) {
+        let mut judging = self.judging();
+        match result {
+            Ok(()) => judging.unknown_authority = 0,
+            Err(DialError::UnknownAuthority(_)) => {
+                judging.unknown_authority += 1;
+                if judging.unknown_authority >= UNKNOWN_AUTHORITY_LIMIT {
+                    self.decide(&mut judging, Decision::UnknownAuthority);
+                }
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+struct OwnTrust {
+    inner: Arc<Inner>,
+}
+
+impl Trust for OwnTrust {
+    fn bundles(&self) -> Arc<dyn Bundles + Send + Sync> {
+        match self.inner.bundle.load_full() {
+            Some(bundle) => Arc::new(bundle),
+            None => Arc::new(std::collections::BTreeMap::<TrustDomain, Arc<Bundle>>::new()),
+        }
+    }
+
+    fn now(&self) -> SystemTime {
+        self.inner.clock.now()
+    }
+
+    fn admits(&self, id: &SpiffeId) -> bool {
+        *id == SpiffeId::server_of(&self.inner.trust_domain)
+    }
+}

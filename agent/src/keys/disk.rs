@@ -1,0 +1,131 @@
+//! Keys in `keys.json`, in SPIRE's format: `{"keys": {"<id>": "<base64 of PKCS#8 DER>"}}`.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use runtime::keyfile;
+use serde::{Deserialize, Serialize};
+use spiffe::x509::{KeyType, PrivateKey};
+use zeroize::{Zeroize as _, Zeroizing};
+
+use super::{AgentKeys, KeyError, Place, place_beside};
+
+const FILE: &str = "keys.json";
+
+/// Keys in a file that only this user can read.
+pub struct DiskKeys {
+    path: PathBuf,
+    // Under their names: keys that are not ours are kept in the file as they are.
+    keys: Mutex<BTreeMap<String, Arc<PrivateKey>>>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Document {
+    keys: BTreeMap<String, String>,
+}
+
+impl Drop for Document {
+    fn drop(&mut self) {
+        self.keys.values_mut().for_each(|key| key.zeroize());
+    }
+}
+
+impl DiskKeys {
+    /// Reads `keys.json` in `directory`, which is made if it is not there.
+    pub fn open(directory: &Path) -> Result<Self, KeyError> {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)
+            .map_err(|source| KeyError::Directory { directory: directory.to_owned(), source })?;
+        let path = directory.join(FILE);
+        let mut keys = BTreeMap::new();
+        if let Some(text) = keyfile::read(&path).map_err(KeyError::File)? {
+            let document: Document = serde_json::from_slice(&text).map_err(KeyError::Format)?;
+            for (id, key) in &document.keys {
+                let pkcs8 = STANDARD.decode(key).map_err(|_| KeyError::Key(spiffe::x509::KeyError::Malformed))?;
+                keys.insert(id.clone(), Arc::new(PrivateKey::from_pkcs8(pkcs8).map_err(KeyError::Key)?));
+            }
+        }
+        Ok(Self { path, keys: Mutex::new(keys) })
+    }
+
+    fn keys(&self) -> MutexGuard<'_, BTreeMap<String, Arc<PrivateKey>>> {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl AgentKeys for DiskKeys {
+    fn find(&self, spki_der: &[u8]) -> Option<Arc<PrivateKey>> {
+        self.keys().values().find(|key| key.public_key().spki_der() == spki_der).cloned()
+    }
+
+    fn create(&self, current: Option<&[u8]>) -> Result<Arc<PrivateKey>, KeyError> {
+        let key = Arc::new(PrivateKey::generate(KeyType::EcP256).map_err(KeyError::Generate)?);
+        // Held over the write: what is in memory is what is on disk.
+        let mut keys = self.keys();
+        let taken = [Place::A, Place::B].into_iter().find(|place| {
+            keys.get(place.key_id()).is_some_and(|key| Some(&**key.public_key().spki_der()) == current)
+        });
+        let mut next = keys.clone();
+        next.insert(place_beside(taken).key_id().to_owned(), Arc::clone(&key));
+        let document = Document {
+            keys: next.iter().map(|(id, key)| (id.clone(), STANDARD.encode(key.expose_pkcs8()))).collect(),
+        };
+        let text = Zeroizing::new(serde_json::to_vec_pretty(&document).map_err(KeyError::Format)?);
+        keyfile::write(&self.path, &text).map_err(KeyError::File)?;
+        *keys = next;
+        Ok(key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn keys_outlive_the_process_and_are_private() {
+        let dir = tempfile::tempdir().unwrap();
+        let keys = DiskKeys::open(dir.path()).unwrap();
+        let spki = keys.create(None).unwrap().public_key().spki_der().clone();
+        drop(keys);
+        assert!(DiskKeys::open(dir.path()).unwrap().find(&spki).is_some());
+        let file = dir.path().join("keys.json");
+        assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        let document: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+        assert!(document["keys"]["agent-svid-A"].is_string());
+    }
+
+    #[test]
+    fn keys_of_others_stay_in_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let other = PrivateKey::generate(KeyType::EcP384).unwrap();
+        let text = serde_json::json!({"keys": {"other": STANDARD.encode(other.expose_pkcs8())}}).to_string();
+        std::fs::write(dir.path().join("keys.json"), text).unwrap();
+        let keys = DiskKeys::open(dir.path()).unwrap();
+        keys.create(None).unwrap();
+        drop(keys);
+        let keys = DiskKeys::open(dir.path()).unwrap();
+        assert!(keys.find(other.public_key().spki_der()).is_some());
+        assert_eq!(keys.keys().len(), 2);
+    }
+
+    #[test]
+    fn a_damaged_file_is_an_error_not_an_empty_store() {
+        let dir = tempfile::tempdir().unwrap();
+        for (text, key) in [("{", false), (r#"{"keys":{"a":"AAAA"}}"#, true)] {
+            std::fs::write(dir.path().join("keys.json"), text).unwrap();
+            match DiskKeys::open(dir.path()) {
+                Err(KeyError::Format(_)) => assert!(!key),
+                Err(KeyError::Key(_)) => assert!(key),
+                _ => panic!("accepted {text}"),
+            }
+        }
+    }
+}
