@@ -6,9 +6,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{self as sig, EcdsaKeyPair};
+use base64::Engine as _;
 use bytes::Bytes;
 
-use crate::bundle::{Bundle, X509Authority};
+use crate::bundle::{Bundle, JwtAuthority, X509Authority};
 use crate::der::wrap;
 use crate::id::TrustDomain;
 use crate::x509::{KeyType, PrivateKey};
@@ -266,4 +267,52 @@ pub(crate) fn request(key: &PrivateKey, spki: &[u8], extensions: &[Extension], a
     let attribute = seq(&[b"\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x09\x0e", &wrap(SET, &wrap(SEQUENCE, &extensions))]);
     let body = seq(&[&[2, 1, 0], &name("requester"), spki, &wrap(0xa0, &attribute)]);
     seq(&[&body, &seq(&[algorithm]), &bit_string(&sign(key, &body))])
+}
+
+/// A key that signs tokens, and its bundle.
+pub(crate) struct Issuer {
+    pub(crate) key: PrivateKey,
+    pub(crate) key_id: String,
+}
+
+impl Issuer {
+    pub(crate) fn new(key_id: &str) -> Self {
+        Self { key: new_key(), key_id: key_id.to_owned() }
+    }
+
+    pub(crate) fn authority(&self) -> JwtAuthority {
+        JwtAuthority {
+            key_id: self.key_id.as_str().into(),
+            public_key: self.key.public_key().spki_der().clone(),
+            expires_at: None,
+            tainted: false,
+        }
+    }
+
+    pub(crate) fn bundle(&self, trust_domain: &str) -> Arc<Bundle> {
+        let mut bundle = Bundle::empty(self::trust_domain(trust_domain));
+        bundle.jwt.push(self.authority());
+        Arc::new(bundle)
+    }
+
+    pub(crate) fn header(&self) -> String {
+        format!(r#"{{"alg":"ES256","kid":"{}","typ":"JWT"}}"#, self.key_id)
+    }
+
+    /// A token of exactly these texts, signed by ES256 whatever they say.
+    pub(crate) fn token(&self, header: &str, payload: &str) -> String {
+        let signed = format!("{}.{}", base64url(header.as_bytes()), base64url(payload.as_bytes()));
+        let signature = self.sign(signed.as_bytes());
+        format!("{signed}.{}", base64url(&signature))
+    }
+
+    /// r and s side by side.
+    pub(crate) fn sign(&self, message: &[u8]) -> Vec<u8> {
+        let pair = EcdsaKeyPair::from_pkcs8(&sig::ECDSA_P256_SHA256_FIXED_SIGNING, self.key.expose_pkcs8()).unwrap();
+        pair.sign(&SystemRandom::new(), message).unwrap().as_ref().to_vec()
+    }
+}
+
+pub(crate) fn base64url(bytes: &[u8]) -> String {
+    base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes)
 }

@@ -226,3 +226,6 @@ impl Bundles for Bundle {
         (self.trust_domain == *trust_domain).then(|| Arc::new(self.clone()))
     }
 }
+
+#[cfg(test)]
+mod tests;

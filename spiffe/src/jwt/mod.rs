@@ -21,8 +21,8 @@ use crate::x509::{KeyError, PublicKey, SignatureError};
 pub use algorithm::Algorithm;
 pub use claims::Claims;
 
-/// Longest accepted part of a token (header, payload or signature) in encoded bytes. Longer ones
-/// are refused before anything is decoded.
+/// Longest accepted part of a token (header, payload or signature) in decoded bytes. Longer ones
+/// are refused by their encoded length, before anything is decoded.
 pub const MAX_PART: usize = 64 * 1024;
 
 /// Why a text is not a well-formed JWT-SVID. No variant carries anything of the token.
@@ -96,7 +96,7 @@ impl<'a> Unverified<'a> {
     pub fn parse(token: &'a str) -> Result<Self, JwtError> {
         let (signed, signature) = token.rsplit_once('.').ok_or(JwtError::Structure)?;
         let (header, payload) = signed.split_once('.').ok_or(JwtError::Structure)?;
-        if [header, payload, signature].iter().any(|part| part.len() > MAX_PART) {
+        if [header, payload, signature].iter().any(|part| part.len() > MAX_PART.div_ceil(3) * 4) {
             return Err(JwtError::TooLong);
         }
         if payload.contains('.') {
