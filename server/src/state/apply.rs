@@ -137,7 +137,7 @@ impl State {
     /// entry after the other.
     ///
     /// # Errors
-    /// If two of them have one id or one ordinal.
+    /// If two of them have one ordinal.
     pub(crate) fn restore_entries(&mut self, entries: Vec<Arc<Entry>>) -> Result<(), Invalid> {
         for entry in &entries {
             if self.entries.insert(entry.ordinal, Arc::clone(entry)).is_some() {
@@ -240,7 +240,7 @@ impl State {
             self.agents_by_selector.insert(hash_of(selector), agent.ordinal);
         }
         if let Standing::Active { .. } = agent.standing {
-            self.endings.insert((agent.expires_at, Ending::Agent(agent.ordinal)));
+            self.agent_endings.insert((agent.expires_at, agent.ordinal));
         }
         Ok(())
     }
@@ -260,7 +260,7 @@ impl State {
         for selector in &agent.selectors {
             self.agents_by_selector.remove(hash_of(selector), agent.ordinal);
         }
-        self.endings.remove(&(agent.expires_at, Ending::Agent(agent.ordinal)));
+        self.agent_endings.remove(&(agent.expires_at, agent.ordinal));
     }
 
     fn put_token(&mut self, token: JoinToken) {

@@ -27,13 +27,11 @@ use crate::history::Position;
 
 pub use self::apply::Invalid;
 
-/// Something that ends by itself.
+/// Something that is absent from its end on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Ending {
     /// The entry with this ordinal.
     Entry(u64),
-    /// The agent with this ordinal.
-    Agent(u64),
     /// The join token with this hash.
     Token([u8; 32]),
 }
@@ -64,6 +62,7 @@ pub struct State {
     bundles: OrdMap<TrustDomain, HeldBundle>,
     slots: OrdMap<SlotKey, Arc<AuthoritySlot>>,
     endings: OrdSet<(SystemTime, Ending)>,
+    agent_endings: OrdSet<(SystemTime, u64)>,
 }
 
 impl State {
@@ -89,6 +88,7 @@ impl State {
             bundles: OrdMap::new(),
             slots: OrdMap::new(),
             endings: OrdSet::new(),
+            agent_endings: OrdSet::new(),
         }
     }
 
@@ -146,28 +146,28 @@ impl State {
     }
 
     /// The entries with this parent, in the order of their creation.
-    pub fn entries_by_parent<'a>(&'a self, parent: &'a SpiffeId) -> impl Iterator<Item = &'a Arc<Entry>> {
+    pub fn entries_by_parent<'a, 'k>(&'a self, parent: &'k SpiffeId) -> impl Iterator<Item = &'a Arc<Entry>> {
         self.entries_of(&self.entries_by_parent, hash_of(parent.as_str()))
             .filter(move |entry| entry.parent_id == *parent)
     }
 
     /// The entries that give this SPIFFE ID, in the order of their creation.
-    pub fn entries_by_spiffe_id<'a>(&'a self, id: &'a SpiffeId) -> impl Iterator<Item = &'a Arc<Entry>> {
+    pub fn entries_by_spiffe_id<'a, 'k>(&'a self, id: &'k SpiffeId) -> impl Iterator<Item = &'a Arc<Entry>> {
         self.entries_of(&self.entries_by_spiffe_id, hash_of(id.as_str())).filter(move |entry| entry.spiffe_id == *id)
     }
 
     /// The entries that federate with this trust domain, in the order of their creation.
-    pub fn entries_federating_with<'a>(&'a self, domain: &'a TrustDomain) -> impl Iterator<Item = &'a Arc<Entry>> {
+    pub fn entries_federating_with<'a, 'k>(&'a self, domain: &'k TrustDomain) -> impl Iterator<Item = &'a Arc<Entry>> {
         self.entries_of(&self.entries_by_federation, hash_of(domain.as_str()))
             .filter(move |entry| entry.federates_with.contains(domain))
     }
 
     /// The entries with exactly this parent, SPIFFE ID and selector set, in the order of their creation.
-    pub fn entries_like<'a>(
+    pub fn entries_like<'a, 'k>(
         &'a self,
-        parent: &'a SpiffeId,
-        id: &'a SpiffeId,
-        selectors: &'a SelectorSet,
+        parent: &'k SpiffeId,
+        id: &'k SpiffeId,
+        selectors: &'k SelectorSet,
     ) -> impl Iterator<Item = &'a Arc<Entry>> {
         self.entries_of(&self.entries_by_likeness, likeness(parent, id, selectors))
             .filter(move |entry| entry.spiffe_id == *id && entry.parent_id == *parent && entry.selectors == *selectors)
@@ -175,7 +175,7 @@ impl State {
 
     /// The node aliases that an agent with these selectors has: entries below the server whose
     /// selectors are all among `selectors`.
-    pub fn aliases_within<'a>(&'a self, selectors: &'a SelectorSet) -> impl Iterator<Item = &'a Arc<Entry>> {
+    pub fn aliases_within<'a, 'k>(&'a self, selectors: &'k SelectorSet) -> impl Iterator<Item = &'a Arc<Entry>> {
         selectors.iter().flat_map(move |first| {
             self.entries_of(&self.aliases_by_first_selector, hash_of(first)).filter(move |entry| {
                 entry.selectors.iter().next() == Some(first)
@@ -214,7 +214,7 @@ impl State {
     }
 
     /// The agents whose selectors include all of `selectors`; none for the empty set.
-    pub fn agents_with<'a>(&'a self, selectors: &'a SelectorSet) -> impl Iterator<Item = &'a Arc<Agent>> {
+    pub fn agents_with<'a, 'k>(&'a self, selectors: &'k SelectorSet) -> impl Iterator<Item = &'a Arc<Agent>> {
         selectors.iter().next().into_iter().flat_map(move |first: &Selector| {
             self.agents_by_selector
                 .candidates(hash_of(first))
@@ -262,10 +262,14 @@ impl State {
         self.slots.values()
     }
 
-    /// What ends by itself, earliest first. Entries without an end are not among it; agents are, and
-    /// whether they are removed then is a matter of policy.
+    /// Entries and join tokens that end, earliest first.
     pub fn endings(&self) -> impl Iterator<Item = (SystemTime, Ending)> + '_ {
         self.endings.iter().copied()
+    }
+
+    /// Agents that are not banned, by the end of the certificate in use, earliest first.
+    pub fn agents_by_ending(&self) -> impl Iterator<Item = &Arc<Agent>> {
+        self.agent_endings.iter().filter_map(|(_, ordinal)| self.agents.get(ordinal))
     }
 
     /// A SPIFFE ID equal to `id` that an entry already holds as its parent, else `id`: entries with one
