@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, ensure};
 use clap::Args;
 
-use crate::command::{cargo, succeed};
+use crate::command::succeed;
+use crate::soak;
 
 /// Where SPIRE's programs are.
 #[derive(Args)]
@@ -15,14 +16,12 @@ pub struct Options {
     /// Folder with spire-server and spire-agent (1.15.x).
     #[arg(long, value_name = "BIN_DIR")]
     spire: PathBuf,
-    /// Only tests whose name contains this.
-    filter: Option<String>,
 }
 
 impl Options {
     /// All of it, with SPIRE's programs from `folder`.
     pub fn with(folder: &Path) -> Self {
-        Self { spire: folder.into(), filter: None }
+        Self { spire: folder.into() }
     }
 }
 
@@ -31,11 +30,5 @@ pub fn run(options: &Options) -> Result<()> {
     for name in ["spire-server", "spire-agent"] {
         ensure!(folder.join(name).is_file(), "{} is missing", folder.join(name).display());
     }
-    succeed(cargo().args(["build", "-p", "signet-server", "-p", "signet-agent"]))?;
-    succeed(
-        cargo()
-            .args(["test", "-p", "e2e", "--features", "peers", "--test", "peers", "--"])
-            .args(&options.filter)
-            .env("SIGNET_PEERS_SPIRE", folder),
-    )
+    succeed(soak::soak()?.arg("peers").arg("--spire").arg(folder))
 }
