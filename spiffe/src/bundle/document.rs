@@ -27,6 +27,10 @@ impl Bundle {
     /// indented by four spaces as SPIRE writes it. Sequence and hint are left out when 0 or unset.
     /// A stored authority that cannot be read is left out: it could not validate anything.
     pub fn to_spiffe_json(&self) -> String {
+        indented(&Value::Object(self.to_document()))
+    }
+
+    pub(super) fn to_document(&self) -> Map<String, Value> {
         let mut keys = Vec::with_capacity(self.x509.len() + self.jwt.len());
         for authority in &self.x509 {
             let Ok(Certificate { public_key: Ok(key), .. }) = Certificate::parse(authority.der.clone()) else {
@@ -47,7 +51,7 @@ impl Bundle {
         if let Some(seconds) = self.refresh_hint.map(|hint| hint.as_secs()).filter(|seconds| *seconds != 0) {
             document.insert("spiffe_refresh_hint".to_owned(), seconds.into());
         }
-        indented(&Value::Object(document))
+        document
     }
 
     /// The JWK set that the Workload API serves: JWT keys only, without `use`, each with `kid`,
@@ -70,24 +74,32 @@ impl Bundle {
         let Value::Object(document) = json::parse(bytes).map_err(BundleError::Json)? else {
             return Err(BundleError::NotAnObject);
         };
-        let elements = document.get("keys").and_then(Value::as_array).ok_or(BundleError::NoKeys)?;
-        let mut reader = Reader { bundle: Self::empty(trust_domain), warnings: Vec::new() };
-        for (index, element) in elements.iter().enumerate() {
-            reader.element(index, element)?;
-        }
-        reader.bundle.sequence = match document.get("spiffe_sequence") {
-            None | Some(Value::Null) => 0,
-            Some(value) => json::as_unsigned(value).ok_or(BundleError::Sequence)?,
-        };
-        reader.bundle.refresh_hint = match document.get("spiffe_refresh_hint") {
-            None | Some(Value::Null) => None,
-            Some(value) => match json::as_unsigned(value).ok_or(BundleError::RefreshHint)? {
-                0 => None,
-                seconds => Some(Duration::from_secs(seconds)),
-            },
-        };
-        Ok((reader.bundle, reader.warnings))
+        read_document(trust_domain, &document)
     }
+}
+
+/// Reads a parsed document.
+pub(super) fn read_document(
+    trust_domain: TrustDomain,
+    document: &Map<String, Value>,
+) -> Result<(Bundle, Vec<BundleWarning>), BundleError> {
+    let elements = document.get("keys").and_then(Value::as_array).ok_or(BundleError::NoKeys)?;
+    let mut reader = Reader { bundle: Bundle::empty(trust_domain), warnings: Vec::new() };
+    for (index, element) in elements.iter().enumerate() {
+        reader.element(index, element)?;
+    }
+    reader.bundle.sequence = match document.get("spiffe_sequence") {
+        None | Some(Value::Null) => 0,
+        Some(value) => json::as_unsigned(value).ok_or(BundleError::Sequence)?,
+    };
+    reader.bundle.refresh_hint = match document.get("spiffe_refresh_hint") {
+        None | Some(Value::Null) => None,
+        Some(value) => match json::as_unsigned(value).ok_or(BundleError::RefreshHint)? {
+            0 => None,
+            seconds => Some(Duration::from_secs(seconds)),
+        },
+    };
+    Ok((reader.bundle, reader.warnings))
 }
 
 fn jwt_element(authority: &JwtAuthority, key_use: Option<&str>) -> Option<Value> {
@@ -103,7 +115,7 @@ fn jwt_element(authority: &JwtAuthority, key_use: Option<&str>) -> Option<Value>
     Some(Value::Object(members))
 }
 
-fn indented(document: &Value) -> String {
+pub(super) fn indented(document: &Value) -> String {
     let mut out = Vec::new();
     let formatter = serde_json::ser::PrettyFormatter::with_indent(b"    ");
     // Writing a `Value` of text keys into memory has no way to fail.

@@ -4,6 +4,7 @@
 
 mod document;
 mod jwk;
+mod map;
 mod pem;
 mod supersede;
 
@@ -14,10 +15,11 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
-use crate::id::TrustDomain;
+use crate::id::{IdError, TrustDomain};
 use crate::json::JsonError;
 use crate::x509::X509Error;
 
+pub use map::BundleMap;
 pub use pem::{certificates_from_pem, certificates_to_pem};
 pub use supersede::Supersede;
 
@@ -52,6 +54,12 @@ pub enum BundleError {
     /// `spiffe_refresh_hint` is not a whole number of seconds.
     #[error("spiffe_refresh_hint is not an unsigned number of seconds")]
     RefreshHint,
+    /// A bundle map without `trust_domains`.
+    #[error("bundle map has no object \"trust_domains\"")]
+    NoTrustDomains,
+    /// A member of `trust_domains` is not named like a trust domain.
+    #[error("bundle map has a name that is not a trust domain")]
+    TrustDomainName(#[source] IdError),
     /// Not PEM.
     #[error("PEM cannot be read")]
     Pem(#[source] ::pem::PemError),
