@@ -14,7 +14,7 @@ use serde::Serialize as _;
 use serde_json::{Map, Value};
 
 use super::jwk::{self, JwkKey};
-use super::{Bundle, BundleError, BundleWarning, JwtAuthority, Left, X509Authority};
+use super::{Bundle, BundleError, BundleWarning, IgnoreReason, JwtAuthority, X509Authority};
 use crate::id::TrustDomain;
 use crate::json;
 use crate::x509::{Certificate, KeyKind, PublicKey, X509Error};
@@ -142,17 +142,17 @@ impl Reader {
             (Some(X509_USE), Some(kind @ ("EC" | "RSA"))) => self.x509(index, kind, members),
             (Some(JWT_USE), Some(kind @ ("EC" | "RSA"))) => self.jwt(index, kind, members),
             (Some(X509_USE | JWT_USE), _) => {
-                self.leave(index, Left::KeyType);
+                self.leave(index, IgnoreReason::KeyType);
                 Ok(())
             }
             _ => {
-                self.leave(index, Left::Use);
+                self.leave(index, IgnoreReason::Use);
                 Ok(())
             }
         }
     }
 
-    fn leave(&mut self, index: usize, why: Left) {
+    fn leave(&mut self, index: usize, why: IgnoreReason) {
         self.warnings.push(BundleWarning::Ignored { index, why });
     }
 
@@ -164,7 +164,7 @@ impl Reader {
             Some(_) => return Err(malformed()),
         };
         let Some(first) = certificates.first() else {
-            self.leave(index, Left::NoCertificate);
+            self.leave(index, IgnoreReason::NoCertificate);
             return Ok(());
         };
         let der = first.as_str().and_then(|text| BASE64.decode(text).ok()).map(Bytes::from).ok_or_else(malformed)?;
@@ -174,13 +174,13 @@ impl Reader {
             }
             JwkKey::Key(_) | JwkKey::Malformed => return Err(malformed()),
             JwkKey::Unserved => {
-                self.leave(index, Left::KeyType);
+                self.leave(index, IgnoreReason::KeyType);
                 return Ok(());
             }
         }
         if certificate.check_authority().is_err() {
             // A leaf in the place of a root would make its holder an authority.
-            self.leave(index, Left::NotAuthority);
+            self.leave(index, IgnoreReason::NotAuthority);
             return Ok(());
         }
         if certificates.len() > 1 {
@@ -211,7 +211,7 @@ impl Reader {
             JwkKey::Key(key) => key,
             JwkKey::Malformed => return Err(malformed),
             JwkKey::Unserved => {
-                self.leave(index, Left::KeyType);
+                self.leave(index, IgnoreReason::KeyType);
                 return Ok(());
             }
         };
@@ -223,7 +223,7 @@ impl Reader {
             Some(_) => return Err(malformed),
         };
         if !fits {
-            self.leave(index, Left::Algorithm);
+            self.leave(index, IgnoreReason::Algorithm);
             return Ok(());
         }
         if ["d", "p", "q", "dp", "dq", "qi", "oth"].iter().any(|member| members.contains_key(*member)) {

@@ -46,7 +46,7 @@ fn beside(good: &Value, hostile: Value) -> Result<(Bundle, Vec<BundleWarning>), 
     read_keys(&[good.clone(), hostile])
 }
 
-fn ignored(outcome: Result<(Bundle, Vec<BundleWarning>), BundleError>, why: Left) {
+fn ignored(outcome: Result<(Bundle, Vec<BundleWarning>), BundleError>, why: IgnoreReason) {
     let (bundle, warnings) = outcome.unwrap();
     assert_eq!(bundle.x509.len() + bundle.jwt.len(), 1);
     assert_eq!(warnings, [BundleWarning::Ignored { index: 1, why }]);
@@ -189,20 +189,20 @@ fn h_54_repeated_and_misspelt_members() {
 #[test]
 fn h_55_bnd_12_bnd_13_bnd_14_unknown_elements_are_ignored_one_by_one() {
     let [x509, jwt] = elements();
-    ignored(beside(&x509, without(&jwt, "kty")), Left::KeyType);
-    ignored(beside(&x509, changed(&jwt, "kty", json!("AKP"))), Left::KeyType);
-    ignored(beside(&x509, changed(&jwt, "kty", json!("OKP"))), Left::KeyType);
-    ignored(beside(&x509, without(&jwt, "use")), Left::Use);
-    ignored(beside(&x509, changed(&jwt, "use", json!("sig"))), Left::Use);
-    ignored(beside(&jwt, changed(&x509, "use", json!("X509-SVID"))), Left::Use);
+    ignored(beside(&x509, without(&jwt, "kty")), IgnoreReason::KeyType);
+    ignored(beside(&x509, changed(&jwt, "kty", json!("AKP"))), IgnoreReason::KeyType);
+    ignored(beside(&x509, changed(&jwt, "kty", json!("OKP"))), IgnoreReason::KeyType);
+    ignored(beside(&x509, without(&jwt, "use")), IgnoreReason::Use);
+    ignored(beside(&x509, changed(&jwt, "use", json!("sig"))), IgnoreReason::Use);
+    ignored(beside(&jwt, changed(&x509, "use", json!("X509-SVID"))), IgnoreReason::Use);
     malformed(beside(&jwt, changed(&x509, "use", json!(["x509-svid"]))));
 }
 
 #[test]
 fn h_56_x509_35_x509_36_x509_elements() {
     let [x509, jwt] = elements();
-    ignored(beside(&jwt, without(&x509, "x5c")), Left::NoCertificate);
-    ignored(beside(&jwt, changed(&x509, "x5c", json!([]))), Left::NoCertificate);
+    ignored(beside(&jwt, without(&x509, "x5c")), IgnoreReason::NoCertificate);
+    ignored(beside(&jwt, changed(&x509, "x5c", json!([]))), IgnoreReason::NoCertificate);
 
     let second = BASE64.encode(&Authority::root(DOMAIN).certificate);
     let (bundle, warnings) = beside(&jwt, changed(&x509, "x5c", json!([x509["x5c"][0], second]))).unwrap();
@@ -236,7 +236,7 @@ fn h_56_certificates_that_are_odd_or_no_authorities() {
         members.insert("x5c".to_owned(), json!([BASE64.encode(&authority.certificate)]));
         Value::Object(members)
     };
-    ignored(beside(&jwt, element(&|template| template.with(basic(false, None)))), Left::NotAuthority);
+    ignored(beside(&jwt, element(&|template| template.with(basic(false, None)))), IgnoreReason::NotAuthority);
     let loaded = |element: Value| {
         let (bundle, warnings) = beside(&jwt, element).unwrap();
         assert_eq!(bundle.x509.len(), 1);
@@ -261,13 +261,13 @@ fn h_57_jwt_19_jwt_elements() {
     let outcome = read_keys(&[jwt.clone(), other]);
     assert!(matches!(outcome, Err(BundleError::RepeatedKeyId { index: 1 })), "{outcome:?}");
     assert_eq!(read_keys(&[jwt.clone(), jwt.clone()]).unwrap().0.jwt.len(), 1);
-    ignored(beside(&x509, changed(&jwt, "kty", json!("oct"))), Left::KeyType);
-    ignored(beside(&x509, changed(&jwt, "alg", json!("HS256"))), Left::Algorithm);
-    ignored(beside(&x509, changed(&jwt, "alg", json!("ES384"))), Left::Algorithm);
+    ignored(beside(&x509, changed(&jwt, "kty", json!("oct"))), IgnoreReason::KeyType);
+    ignored(beside(&x509, changed(&jwt, "alg", json!("HS256"))), IgnoreReason::Algorithm);
+    ignored(beside(&x509, changed(&jwt, "alg", json!("ES384"))), IgnoreReason::Algorithm);
     assert_eq!(beside(&x509, changed(&jwt, "alg", json!("ES256"))).unwrap().1, []);
     malformed(beside(&x509, changed(&jwt, "crv", json!("P-384"))));
     malformed(beside(&x509, changed(&jwt, "x", jwt["y"].clone())));
-    ignored(beside(&x509, changed(&jwt, "crv", json!("secp256k1"))), Left::KeyType);
+    ignored(beside(&x509, changed(&jwt, "crv", json!("secp256k1"))), IgnoreReason::KeyType);
 
     let (bundle, warnings) = beside(&x509, changed(&jwt, "d", json!("c2VjcmV0"))).unwrap();
     assert_eq!(bundle.jwt.len(), 1);
@@ -279,7 +279,7 @@ fn h_57_jwt_19_jwt_elements() {
 fn h_57_rsa_elements() {
     let [x509, _] = elements();
     let element = |n: &[u8]| json!({"use": "jwt-svid", "kty": "RSA", "kid": "r", "n": base64url(n), "e": "AQAB"});
-    ignored(beside(&x509, element(&[0xab; 128])), Left::KeyType);
+    ignored(beside(&x509, element(&[0xab; 128])), IgnoreReason::KeyType);
     let plain = beside(&x509, element(&[0xab; 256])).unwrap().0;
     let padded = beside(&x509, element(&[&[0, 0], &[0xab; 256][..]].concat())).unwrap().0;
     assert_eq!(plain.jwt.len(), 1);
@@ -329,6 +329,6 @@ fn h_59_refresh_hints() {
 
 #[test]
 fn warnings_read_as_sentences() {
-    let warning = BundleWarning::Ignored { index: 3, why: Left::Use };
+    let warning = BundleWarning::Ignored { index: 3, why: IgnoreReason::Use };
     assert_eq!(warning.to_string(), "bundle element 3 ignored: its use is missing or unknown");
 }

@@ -77,7 +77,7 @@ pub enum BundleError {
 /// Why an element of a bundle document was ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Left {
+pub enum IgnoreReason {
     /// `use` is missing, or none that is known here.
     Use,
     /// `kty` or curve is missing, unknown or too weak.
@@ -99,7 +99,7 @@ pub enum BundleWarning {
         /// Position in `keys`, from 0.
         index: usize,
         /// The reason.
-        why: Left,
+        why: IgnoreReason,
     },
     /// `x5c` holds more than one certificate; the first counts.
     SeveralCertificates {
@@ -128,11 +128,11 @@ impl std::fmt::Display for BundleWarning {
         match self {
             Self::Ignored { index, why } => {
                 let why = match why {
-                    Left::Use => "its use is missing or unknown",
-                    Left::KeyType => "its key type is missing, unknown or too weak",
-                    Left::Algorithm => "its alg is none of JWT-SVID that fits the key",
-                    Left::NoCertificate => "it has no certificate",
-                    Left::NotAuthority => "its certificate is not an authority",
+                    IgnoreReason::Use => "its use is missing or unknown",
+                    IgnoreReason::KeyType => "its key type is missing, unknown or too weak",
+                    IgnoreReason::Algorithm => "its alg is none of JWT-SVID that fits the key",
+                    IgnoreReason::NoCertificate => "it has no certificate",
+                    IgnoreReason::NotAuthority => "its certificate is not an authority",
                 };
                 write!(f, "bundle element {index} ignored: {why}")
             }

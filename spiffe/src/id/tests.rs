@@ -249,10 +249,10 @@ fn h_11_hostile_lengths_are_refused_at_once() {
         format!("spiffe://example.org/{}", "a".repeat(1 << 20)),
         format!("spiffe://example.org{}", "/a".repeat(1 << 20)),
     ] {
-        let start = std::time::Instant::now();
         let error = refused(&text);
-        assert!(start.elapsed() < std::time::Duration::from_millis(50));
         assert_eq!(error, IdError::TooLong);
+        let cost = crate::testing::fastest(|| drop(SpiffeId::parse(&text)));
+        assert!(cost < std::time::Duration::from_millis(50), "{cost:?}");
         assert!(error.to_string().len() <= 256);
     }
 }

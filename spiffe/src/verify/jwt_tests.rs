@@ -337,9 +337,10 @@ fn h_38_jwt_09_jwt_10_jwt_23_audience() {
         assert!(fixture.payload(&claims_with("aud", aud)).is_ok(), "{aud}");
     }
     let many = format!(r#"[{}"svc"]"#, r#""b","#.repeat(9_999));
-    let start = std::time::Instant::now();
-    assert!(fixture.payload(&claims_with("aud", &many)).is_ok());
-    assert!(start.elapsed() < std::time::Duration::from_millis(50));
+    let token = fixture.issuer.token(&fixture.issuer.header(), &claims_with("aud", &many));
+    assert!(fixture.verify(&token).is_ok());
+    let cost = fastest(|| drop(fixture.verify(&token)));
+    assert!(cost < std::time::Duration::from_millis(50), "{cost:?}");
     let empty = fixture.issuer.token(&fixture.issuer.header(), &claims_with("aud", r#""""#));
     assert!(matches!(jwt_svid(&empty, "", &fixture.bundle, now()), Err(VerifyError::Audience)));
 }
@@ -474,13 +475,14 @@ fn h_42_jwt_01_jwt_02_structure() {
 #[test]
 fn h_43_long_tokens_are_refused_before_they_are_decoded() {
     let fixture = Fixture::new();
-    let start = std::time::Instant::now();
     for size in [1 << 20, 3_900_000] {
         assert_eq!(fixture.token_fault(&format!("{}.a.a", "!".repeat(size))), JwtError::TooLong);
         assert_eq!(fixture.token_fault(&format!("a.{}.a", "!".repeat(size))), JwtError::TooLong);
         assert_eq!(fixture.token_fault(&format!("a.a.{}", "!".repeat(size))), JwtError::TooLong);
     }
-    assert!(start.elapsed() < std::time::Duration::from_millis(100));
+    let long = format!("{}.a.a", "!".repeat(3_900_000));
+    let cost = fastest(|| drop(fixture.verify(&long)));
+    assert!(cost < std::time::Duration::from_millis(50), "{cost:?}");
     let long_header = format!(r#"{{"alg":"ES256","kid":"{}"}}"#, "k".repeat(1 << 20));
     assert_eq!(fixture.header_fault(&long_header), JwtError::TooLong);
 }

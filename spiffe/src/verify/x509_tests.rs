@@ -358,19 +358,19 @@ fn h_27_endless_chains_end_at_once() {
     let middle = root.intermediate("middle", |template| template);
     let long: Vec<Bytes> =
         std::iter::once(root.leaf(ID)).chain(std::iter::repeat_n(middle.certificate.clone(), 500)).collect();
-    let start = std::time::Instant::now();
     let outcome = verify_as(PeerRole::Client, &long, &bundle);
     assert!(matches!(outcome, Err(VerifyError::TooManyCertificates { count: 501 })), "{outcome:?}");
-    assert!(start.elapsed() < Duration::from_millis(100));
+    let cost = fastest(|| drop(verify_as(PeerRole::Client, &long, &bundle)));
+    assert!(cost < Duration::from_millis(100), "{cost:?}");
 
     // As many as are looked at, all of one name, so that each could be the issuer of each.
     let twins: Vec<Authority> = (0..15).map(|_| root.intermediate("twin", |template| template)).collect();
     let stranger = Authority::root("stranger");
     let leaf = Template::leaf(ID, &new_key()).signed("twin", &stranger.key);
     let chain: Vec<Bytes> = std::iter::once(leaf).chain(twins.into_iter().map(|twin| twin.certificate)).collect();
-    let start = std::time::Instant::now();
     assert!(matches!(verify_as(PeerRole::Client, &chain, &bundle), Err(VerifyError::Path(_))));
-    assert!(start.elapsed() < Duration::from_millis(100));
+    let cost = fastest(|| drop(verify_as(PeerRole::Client, &chain, &bundle)));
+    assert!(cost < Duration::from_millis(100), "{cost:?}");
     assert!(matches!(verify_as(PeerRole::Client, &[], &bundle), Err(VerifyError::NoCertificate)));
 }
 
