@@ -197,13 +197,26 @@ fn agent_serial(server: &Server) -> Result<String> {
 }
 
 /// What the node attests by.
-enum Proof {
+pub enum Proof {
+    /// A token of the server that it attests to.
     JoinToken,
-    X509Pop { authority: String, certificate: String, key: String },
+    /// Paths of the authority's certificate, of the node's, and of the node's key.
+    X509Pop {
+        /// PEM.
+        authority: String,
+        /// PEM.
+        certificate: String,
+        /// PEM of PKCS#8.
+        key: String,
+    },
 }
 
 impl Proof {
-    fn new(folder: &Path, attestation: Attestation) -> Result<Self> {
+    /// Prepares whatever the method needs in `folder`.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub fn new(folder: &Path, attestation: Attestation) -> Result<Self> {
         if attestation == Attestation::JoinToken {
             return Ok(Self::JoinToken);
         }
@@ -234,7 +247,9 @@ impl Proof {
         })
     }
 
-    fn server_plugin(&self) -> String {
+    /// The plugin block of the server.
+    #[must_use]
+    pub fn server_plugin(&self) -> String {
         match self {
             Self::JoinToken => String::new(),
             Self::X509Pop { authority, .. } => {
@@ -243,7 +258,11 @@ impl Proof {
         }
     }
 
-    fn agent_options(&self, server: &Server) -> Result<AgentOptions> {
+    /// What the agent is started with.
+    ///
+    /// # Errors
+    /// If the server does not give a token.
+    pub fn agent_options(&self, server: &Server) -> Result<AgentOptions> {
         Ok(match self {
             Self::JoinToken => AgentOptions { join_token: Some(server.token(Some(NODE))?), ..AgentOptions::default() },
             Self::X509Pop { certificate, key, .. } => AgentOptions {

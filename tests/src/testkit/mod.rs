@@ -1,5 +1,7 @@
 //! Real processes in temporary folders, started from the configuration files that users write, and plain clients of the wire.
 
+pub mod client;
+pub mod node;
 pub mod process;
 pub mod wait;
 pub mod wire;
