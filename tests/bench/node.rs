@@ -5,11 +5,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use e2e::testkit::{Presented, Requested, tls, unix, wire::loopback};
+use e2e::testkit::{Presented, tls, unix, wire::loopback};
+use spiffe_proto::agent::CreateJoinTokenRequest;
 use spiffe_proto::agent::agent_client::AgentClient;
-use spiffe_proto::agent::{
-    AgentX509svidParams, AttestAgentRequest, CreateJoinTokenRequest, attest_agent_request, attest_agent_response,
-};
 use spiffe_proto::entry::entry_client::EntryClient;
 use spiffe_proto::entry::{BatchCreateEntryRequest, GetAuthorizedEntriesRequest};
 use spiffe_proto::types;
@@ -30,20 +28,7 @@ pub async fn token(admin: &mut AgentClient<Channel>, alias: Option<types::Spiffe
 
 /// Attests with `token` from the loopback address of node `number`; the answer is what the node then presents.
 pub async fn attest(server: SocketAddr, number: usize, token: String) -> Result<Presented> {
-    let requested = Requested::new(None)?;
-    let channel = tls(server, loopback(number)?, None).await?;
-    let params = AttestAgentRequest {
-        step: Some(attest_agent_request::Step::Params(attest_agent_request::Params {
-            data: Some(types::AttestationData { r#type: "join_token".into(), payload: token.into_bytes().into() }),
-            params: Some(AgentX509svidParams { csr: requested.csr.into() }),
-        })),
-    };
-    let mut answers = AgentClient::new(channel).attest_agent(tokio_stream::once(params)).await?.into_inner();
-    let answer = answers.message().await?.context("attestation ended without an answer")?;
-    let Some(attest_agent_response::Step::Result(result)) = answer.step else { bail!("unexpected challenge") };
-    let chain =
-        result.svid.context("no SVID")?.cert_chain.into_iter().map(|certificate| certificate.to_vec()).collect();
-    Ok(Presented { chain, key: requested.key })
+    e2e::testkit::wire::attest(server, loopback(number)?, token).await
 }
 
 /// Attests `count` nodes and connects each.

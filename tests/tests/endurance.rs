@@ -6,11 +6,14 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use e2e::testkit::workload::Workload;
-use e2e::testkit::{Agent, AgentOptions, Binaries, Presented, Requested, Server, ServerOptions, secured, tls, unix, wait, wire::loopback};
+use e2e::testkit::{
+    Agent, AgentOptions, Binaries, Presented, Requested, Server, ServerOptions, secured, tls, unix, wait,
+    wire::loopback,
+};
 use e2e::{crash, soak};
 use nix::sys::signal::Signal;
+use spiffe_proto::agent::CreateJoinTokenRequest;
 use spiffe_proto::agent::agent_client::AgentClient;
-use spiffe_proto::agent::{AgentX509svidParams, AttestAgentRequest, CreateJoinTokenRequest, attest_agent_request, attest_agent_response};
 use spiffe_proto::entry::entry_client::EntryClient;
 use spiffe_proto::entry::{BatchCreateEntryRequest, BatchDeleteEntryRequest};
 use spiffe_proto::svid::svid_client::SvidClient;
@@ -44,7 +47,8 @@ async fn pair(folder: &Path, server_block: &str) -> Result<(Server, Agent)> {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_handshake_fails_over_rotations_and_restarts() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let plan = soak::Plan { duration: Duration::from_secs(36), pairs: 4, ca_ttl: "18s", svid_ttl: "6s", restarts: true };
+    let plan =
+        soak::Plan { duration: Duration::from_secs(36), pairs: 4, ca_ttl: "18s", svid_ttl: "6s", restarts: true };
     let outcome = soak::run(&Binaries::signet()?, folder.path(), &plan).await?;
     assert_eq!(outcome.failures, Vec::<String>::new());
     assert!(outcome.authorities >= 3, "{} authorities, {outcome:?}", outcome.authorities);
@@ -75,8 +79,11 @@ async fn a_killed_agent_needs_no_attestation() -> Result<()> {
         // The token in the configuration has been used: an attestation would fail.
         agent.start_again().await?;
         let mut updates = workload.updates();
-        let renewed = updates.wait_for(|identity| identity.as_ref().is_some_and(|identity| identity.svid.serial != before.svid.serial));
-        let renewed = tokio::time::timeout(Duration::from_secs(10), renewed).await.context("the stream did not come back within 10 s")??;
+        let renewed = updates
+            .wait_for(|identity| identity.as_ref().is_some_and(|identity| identity.svid.serial != before.svid.serial));
+        let renewed = tokio::time::timeout(Duration::from_secs(10), renewed)
+            .await
+            .context("the stream did not come back within 10 s")??;
         assert_eq!(renewed.as_ref().context("no identity")?.svid.id, first.svid.id);
     }
     assert_eq!(server.ok(&["agent", "count"])?.trim(), "1 attested agent");
@@ -127,7 +134,9 @@ async fn a_server_that_is_away_costs_nothing_until_expiry() -> Result<()> {
     let status = wait::until("the end of the SVID's life", Duration::from_secs(40), async || {
         let answer = async { client.fetch_x509svid(secured(X509svidRequest {})).await?.into_inner().message().await };
         match tokio::time::timeout(Duration::from_millis(500), answer).await {
-            Ok(Ok(Some(_))) => (SystemTime::now() > held.svid.not_after).then(|| Err(anyhow::anyhow!("an expired SVID was served"))),
+            Ok(Ok(Some(_))) => {
+                (SystemTime::now() > held.svid.not_after).then(|| Err(anyhow::anyhow!("an expired SVID was served")))
+            }
             Ok(Ok(None)) => Some(Err(anyhow::anyhow!("the stream ended with OK"))),
             Ok(Err(status)) => Some(Ok(status)),
             Err(_) => None,
@@ -138,8 +147,11 @@ async fn a_server_that_is_away_costs_nothing_until_expiry() -> Result<()> {
 
     server.start_again().await?;
     let mut updates = workload.updates();
-    let renewed = updates.wait_for(|identity| identity.as_ref().is_some_and(|identity| identity.svid.serial != held.svid.serial));
-    tokio::time::timeout(Duration::from_secs(45), renewed).await.context("the server's return was not noticed within one back-off step")??;
+    let renewed =
+        updates.wait_for(|identity| identity.as_ref().is_some_and(|identity| identity.svid.serial != held.svid.serial));
+    tokio::time::timeout(Duration::from_secs(45), renewed)
+        .await
+        .context("the server's return was not noticed within one back-off step")??;
     Ok(())
 }
 
@@ -159,20 +171,7 @@ async fn node(server: &Server) -> Result<Node> {
     };
     let token = AgentClient::new(admin.clone()).create_join_token(request).await?.into_inner().value;
     let address = SocketAddr::from(([127, 0, 0, 1], server.port));
-    let requested = Requested::new(None)?;
-    let params = AttestAgentRequest {
-        step: Some(attest_agent_request::Step::Params(attest_agent_request::Params {
-            data: Some(types::AttestationData { r#type: "join_token".into(), payload: token.into_bytes().into() }),
-            params: Some(AgentX509svidParams { csr: requested.csr.into() }),
-        })),
-    };
-    let channel = tls(address, loopback(1)?, None).await?;
-    let mut answers = AgentClient::new(channel).attest_agent(tokio_stream::once(params)).await?.into_inner();
-    let Some(attest_agent_response::Step::Result(result)) = answers.message().await?.context("no answer")?.step else {
-        anyhow::bail!("unexpected challenge")
-    };
-    let chain = result.svid.context("no SVID")?.cert_chain.iter().map(|certificate| certificate.to_vec()).collect();
-    let presented = Presented { chain, key: requested.key };
+    let presented = e2e::testkit::wire::attest(address, loopback(1)?, token).await?;
     let svids = SvidClient::new(tls(address, loopback(1)?, Some(presented.clone())).await?);
     Ok(Node { entries: EntryClient::new(admin), svids, presented, address })
 }
@@ -192,11 +191,22 @@ async fn nothing_is_issued_after_an_acknowledged_deletion() -> Result<()> {
             selectors: vec![types::Selector { r#type: "unix".into(), value: "uid:1".into() }],
             ..Default::default()
         };
-        let created = node.entries.batch_create_entry(BatchCreateEntryRequest { entries: vec![entry], output_mask: None }).await?;
-        let id = created.into_inner().results.first().and_then(|result| result.entry.as_ref()).context("not created")?.id.clone();
+        let created = node
+            .entries
+            .batch_create_entry(BatchCreateEntryRequest { entries: vec![entry], output_mask: None })
+            .await?;
+        let id = created
+            .into_inner()
+            .results
+            .first()
+            .and_then(|result| result.entry.as_ref())
+            .context("not created")?
+            .id
+            .clone();
         let params = vec![NewX509svidParams { entry_id: id.clone(), csr: csr.clone() }];
         let code = async |svids: &mut SvidClient<_>| -> Result<i32> {
-            let answer = svids.batch_new_x509svid(BatchNewX509svidRequest { params: params.clone() }).await?.into_inner();
+            let answer =
+                svids.batch_new_x509svid(BatchNewX509svidRequest { params: params.clone() }).await?.into_inner();
             Ok(answer.results.first().and_then(|result| result.status.as_ref()).context("no status")?.code)
         };
         assert_eq!(code(&mut node.svids).await?, 0, "the entry's own agent was refused");
@@ -207,7 +217,9 @@ async fn nothing_is_issued_after_an_acknowledged_deletion() -> Result<()> {
             async move { busy.batch_new_x509svid(BatchNewX509svidRequest { params }).await.map(drop) }
         });
         let deleted = node.entries.batch_delete_entry(BatchDeleteEntryRequest { ids: vec![id] }).await?.into_inner();
-        ensure!(deleted.results.first().and_then(|result| result.status.as_ref()).is_some_and(|status| status.code == 0));
+        ensure!(
+            deleted.results.first().and_then(|result| result.status.as_ref()).is_some_and(|status| status.code == 0)
+        );
         assert_eq!(code(&mut node.svids).await?, i32::from(Code::NotFound), "an SVID was issued after the deletion");
         racing.await??;
     }
@@ -225,7 +237,8 @@ async fn a_ban_ends_open_streams_with_its_reason() -> Result<()> {
     let channel = tls(node.address, loopback(1)?, Some(node.presented.clone())).await?;
     let (send, receive) = tokio::sync::mpsc::channel(1);
     send.send(SubscribeRequest { message: Some(subscribe_request::Message::Hello(Hello::default())) }).await?;
-    let mut stream = SyncClient::new(channel).subscribe(tokio_stream::wrappers::ReceiverStream::new(receive)).await?.into_inner();
+    let mut stream =
+        SyncClient::new(channel).subscribe(tokio_stream::wrappers::ReceiverStream::new(receive)).await?.into_inner();
     stream.message().await?.context("no first message")?;
 
     let listed = server.ok(&["agent", "list", "-output", "json"])?;

@@ -138,3 +138,31 @@ pub fn loopback(number: usize) -> Result<SocketAddr> {
     }
     Ok(SocketAddr::from(([127, 1 + b, c, d], 0)))
 }
+
+/// Attests by join token from the loopback address `from`; the answer is what the node then presents.
+///
+/// # Errors
+/// If the server refuses.
+pub async fn attest(server: SocketAddr, from: SocketAddr, token: String) -> Result<Presented> {
+    use spiffe_proto::agent::agent_client::AgentClient;
+    use spiffe_proto::agent::{AgentX509svidParams, AttestAgentRequest, attest_agent_request, attest_agent_response};
+    let requested = Requested::new(None)?;
+    let channel = tls(server, from, None).await?;
+    let params = AttestAgentRequest {
+        step: Some(attest_agent_request::Step::Params(attest_agent_request::Params {
+            data: Some(spiffe_proto::types::AttestationData {
+                r#type: "join_token".into(),
+                payload: token.into_bytes().into(),
+            }),
+            params: Some(AgentX509svidParams { csr: requested.csr.into() }),
+        })),
+    };
+    let mut answers = AgentClient::new(channel).attest_agent(tokio_stream::once(params)).await?.into_inner();
+    let answer = answers.message().await?.context("attestation ended without an answer")?;
+    let Some(attest_agent_response::Step::Result(result)) = answer.step else {
+        return Err(anyhow!("unexpected challenge"));
+    };
+    let chain =
+        result.svid.context("no SVID")?.cert_chain.into_iter().map(|certificate| certificate.to_vec()).collect();
+    Ok(Presented { chain, key: requested.key })
+}
