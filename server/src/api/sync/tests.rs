@@ -1,0 +1,299 @@
+use std::collections::HashSet;
+use std::time::SystemTime;
+
+use runtime::entropy::Entropy;
+use runtime::shutdown::{Shutdown, Trigger};
+use spiffe::selector::{Selector, SelectorSet};
+use spiffe::x509::Serial;
+use spiffe_proto::rpc_status;
+use spiffe_proto::sync::sync_client::SyncClient;
+use spiffe_proto::sync::sync_server::SyncServer;
+use spiffe_proto::types::permission_denied_details::Reason;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Code;
+
+use super::*;
+use crate::api::caller::{Caller, CallerKind};
+use crate::api::meters::Meters;
+use crate::api::permission::{self, Role};
+use crate::attest::testing::History;
+use crate::audit::Audit;
+use crate::limits::Limits;
+use crate::state::model::{self, Agent, Change, Part, Scope, Standing};
+
+const PATH: &str = "/signet.sync.v1.Sync/Subscribe";
+
+fn domain() -> TrustDomain {
+    TrustDomain::parse("example.org").unwrap()
+}
+
+fn agent_id() -> SpiffeId {
+    SpiffeId::parse("spiffe://example.org/spire/agent/test/1").unwrap()
+}
+
+fn entry(number: u64, revision: i64) -> Change {
+    Change::PutEntry(Arc::new(model::Entry {
+        id: format!("entry-{number}").into(),
+        ordinal: 100 + number,
+        revision,
+        spiffe_id: SpiffeId::from_path(&domain(), &format!("/w/{number}")).unwrap(),
+        parent_id: agent_id(),
+        selectors: SelectorSet::from_iter([Selector::new("unix", "uid:1").unwrap()]),
+        x509_svid_ttl: Some(Duration::from_secs(60)),
+        jwt_svid_ttl: None,
+        federates_with: Vec::new(),
+        admin: false,
+        downstream: false,
+        expires_at: None,
+        dns_names: vec!["w.example".into()],
+        store_svid: false,
+        hint: "hint".into(),
+        created_at: SystemTime::UNIX_EPOCH + Duration::from_secs(1_600_000_000),
+        disable_x509_svid_prefetch: false,
+        jwt_svid_include_jti: false,
+    }))
+}
+
+fn agent(history: &History, standing: Standing) -> Change {
+    Change::PutAgent(Arc::new(Agent {
+        id: agent_id(),
+        ordinal: 1,
+        attestation_type: "test".into(),
+        selectors: SelectorSet::default(),
+        standing,
+        expires_at: history.now() + Duration::from_secs(86_400),
+        can_reattest: true,
+        version: "".into(),
+    }))
+}
+
+struct Server {
+    history: History,
+    service: SyncService,
+    _trigger: Trigger,
+}
+
+impl Server {
+    async fn start() -> Self {
+        let history = History::open().await;
+        let active = Standing::Active {
+            serial: "7".into(),
+            expires_at: history.now() + Duration::from_secs(86_400),
+            pending: Vec::new(),
+        };
+        let info = Change::PutBundleInfo { trust_domain: domain(), sequence: 1, refresh_hint: None };
+        history.commit(Part::new(vec![info, agent(&history, active), entry(1, 0)])).await;
+        let core = Core {
+            trust_domain: domain(),
+            replica: history.replica(),
+            committer: history.committer(),
+            clock: history.clock(),
+            entropy: Entropy::system(),
+            admin_ids: HashSet::new(),
+            limits: Limits::new(false, false),
+            audit: Audit::new(false),
+            meters: Meters::new(),
+        };
+        let feed = Feed::new(history.replica());
+        let (trigger, shutdown) = Shutdown::new();
+        tokio::spawn(feed.clone().run(shutdown));
+        Self { history, service: SyncService::new(Arc::new(core), feed), _trigger: trigger }
+    }
+
+    /// Opens a stream that begins with `hello`.
+    async fn connect(&self, hello: proto::Hello) -> Result<Stream, Status> {
+        let caller = Caller {
+            kind: CallerKind::X509 {
+                id: agent_id(),
+                serial: Serial::from(7),
+                not_after: self.history.now() + Duration::from_secs(86_400),
+            },
+            scope: Scope::trust_domain(),
+            address: None,
+        };
+        let method = &permission::METHODS[permission::position(PATH).unwrap()];
+        let admission = Admission { caller, role: Role::Agent, method, deadline: None, request_id: None };
+        let server = SyncServer::with_interceptor(self.service.clone(), move |mut request: Request<()>| {
+            request.extensions_mut().insert(admission.clone());
+            Ok(request)
+        });
+        let (says, said) = mpsc::channel(8);
+        says.send(proto::SubscribeRequest { message: Some(Said::Hello(hello)) }).await.unwrap();
+        let answers = SyncClient::new(server).subscribe(ReceiverStream::new(said)).await?.into_inner();
+        Ok(Stream { says, answers })
+    }
+}
+
+struct Stream {
+    says: mpsc::Sender<proto::SubscribeRequest>,
+    answers: Streaming<proto::SubscribeResponse>,
+}
+
+impl Stream {
+    async fn next(&mut self) -> Result<Answer, Status> {
+        Ok(self.answers.message().await?.expect("stream goes on").message.unwrap())
+    }
+
+    async fn part(&mut self) -> proto::Part {
+        loop {
+            match self.next().await.unwrap() {
+                Answer::Part(part) => return part,
+                Answer::Heartbeat(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    async fn say(&self, said: Said) {
+        self.says.send(proto::SubscribeRequest { message: Some(said) }).await.unwrap();
+    }
+
+    async fn acknowledge(&self, step: u64) {
+        self.say(Said::Ack(proto::Ack { step })).await;
+    }
+
+    async fn status(&mut self) -> Status {
+        loop {
+            if let Err(status) = self.next().await {
+                return status;
+            }
+        }
+    }
+}
+
+fn hello(digest: Digest, position: Option<proto::Position>) -> proto::Hello {
+    proto::Hello { position, digest: digest.to_vec().into(), agent_version: "1.2.3".to_owned() }
+}
+
+fn nothing() -> proto::Hello {
+    hello(Held::default().digest(), None)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fresh_agent_gets_everything_then_what_is_new_then_resumes() {
+    let server = Server::start().await;
+    let mut stream = server.connect(nothing()).await.unwrap();
+    let part = stream.part().await;
+    assert_eq!((part.step, part.last), (1, true));
+    assert_eq!(part.bundles.len(), 1);
+    assert_eq!(part.entries.len(), 1);
+    let sent = &part.entries[0];
+    assert_eq!((sent.id.as_str(), sent.hint.as_str(), sent.created_at), ("entry-1", "hint", 1_600_000_000));
+    assert_eq!((sent.parent_id.as_ref(), sent.x509_svid_ttl, sent.dns_names.len()), (None, 0, 0), "not for agents");
+    stream.acknowledge(1).await;
+
+    server.history.commit(Part::new(vec![entry(2, 0), Change::RemoveEntry("entry-1".into())])).await;
+    let part = stream.part().await;
+    assert_eq!((part.step, part.entries.len(), part.bundles.len()), (2, 1, 0));
+    assert_eq!(part.removed_entries, ["entry-1"]);
+    stream.acknowledge(2).await;
+    let Answer::Heartbeat(heartbeat) = stream.next().await.unwrap() else { panic!("silence is to be told") };
+    assert_eq!(heartbeat.digest, part.digest);
+    assert_eq!(heartbeat.position, Some(position(server.history.replica().latest().position())));
+    let known = server.history.replica().latest().agent(&agent_id()).unwrap().version.to_string();
+    assert_eq!(known, "1.2.3");
+    drop(stream);
+
+    let held: Digest = part.digest.to_vec().try_into().unwrap();
+    let mut stream = server.connect(hello(held, heartbeat.position)).await.unwrap();
+    assert!(matches!(stream.next().await.unwrap(), Answer::Resume(_)));
+    server.history.commit(Part::new(vec![entry(2, 1)])).await;
+    let part = stream.part().await;
+    assert_eq!((part.step, part.entries[0].revision_number), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_holds_something_else_is_compared() {
+    let server = Server::start().await;
+    let ours = position(server.history.replica().latest().position());
+    let mut stream = server.connect(hello([9; 32], Some(ours))).await.unwrap();
+    assert!(matches!(stream.next().await.unwrap(), Answer::Compare(_)));
+    let version = |id: &str, revision| proto::EntryVersion { id: id.to_owned(), revision, created_at: 1_600_000_000 };
+    stream.say(Said::Held(proto::Held { entries: vec![version("entry-1", 0)], bundles: vec![], more: true })).await;
+    let bundle = proto::BundleVersion { trust_domain: "gone.org".to_owned(), digest: vec![1; 32].into() };
+    stream.say(Said::Held(proto::Held { entries: vec![version("old", 3)], bundles: vec![bundle], more: false })).await;
+    let part = stream.part().await;
+    assert!(part.entries.is_empty(), "entry-1 is held already");
+    assert_eq!(part.removed_entries, ["old"]);
+    assert_eq!(part.removed_bundles, ["gone.org"]);
+    assert_eq!(part.bundles.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ban_ends_the_stream_at_once_as_a_call_would_end() {
+    let server = Server::start().await;
+    let mut stream = server.connect(nothing()).await.unwrap();
+    stream.part().await;
+    let before = Instant::now();
+    // Not acknowledged: the ban does not wait for it.
+    server.history.commit(Part::new(vec![agent(&server.history, Standing::Banned)])).await;
+    let status = stream.status().await;
+    assert_eq!(Instant::now(), before);
+    assert_eq!(status.code(), Code::PermissionDenied);
+    let details = rpc_status::Status::decode(status.details()).unwrap();
+    let detail = types::PermissionDeniedDetails::decode(details.details[0].value.as_slice()).unwrap();
+    assert_eq!(detail.reason(), Reason::AgentBanned);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_eviction_ends_the_stream_as_not_attested() {
+    let server = Server::start().await;
+    let mut stream = server.connect(nothing()).await.unwrap();
+    stream.part().await;
+    server.history.commit(Part::new(vec![Change::RemoveAgent(agent_id())])).await;
+    let status = stream.status().await;
+    let details = rpc_status::Status::decode(status.details()).unwrap();
+    let detail = types::PermissionDeniedDetails::decode(details.details[0].value.as_slice()).unwrap();
+    assert_eq!(detail.reason(), Reason::AgentNotAttested);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_behind_its_agent_says_so_after_two_seconds() {
+    let server = Server::start().await;
+    let mut ahead = position(server.history.replica().latest().position());
+    ahead.revision += 5;
+    let before = Instant::now();
+    let status = server.connect(hello([9; 32], Some(ahead))).await.err().unwrap();
+    assert_eq!((status.code(), status.message()), (Code::Unavailable, "server is behind the agent"));
+    assert_eq!(Instant::now() - before, CATCH_UP_WITHIN);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_step_that_is_never_acknowledged_ends_the_stream() {
+    let server = Server::start().await;
+    let mut stream = server.connect(nothing()).await.unwrap();
+    stream.part().await;
+    let status = stream.status().await;
+    assert_eq!((status.code(), status.message()), (Code::Unavailable, "step was not acknowledged in time"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn messages_out_of_turn_are_refused() {
+    let server = Server::start().await;
+    let mut stream = server.connect(nothing()).await.unwrap();
+    stream.part().await;
+    stream.acknowledge(2).await;
+    let status = stream.status().await;
+    assert_eq!(status.code(), Code::InvalidArgument);
+    let short = proto::Hello { position: None, digest: vec![1].into(), agent_version: String::new() };
+    assert_eq!(server.connect(short).await.err().map(|status| status.code()), Some(Code::InvalidArgument));
+}
+
+#[test]
+fn a_large_step_is_cut_into_messages_below_a_mebibyte() {
+    use crate::feed::view::Delta;
+    let Change::PutEntry(one) = entry(1, 0) else { panic!("an entry") };
+    let many: Vec<_> = (0..20_000)
+        .map(|number| Arc::new(model::Entry { id: format!("entry-{number:030}").into(), ..model::Entry::clone(&one) }))
+        .collect();
+    let delta = Delta { entries: many, ..Delta::default() };
+    let at = Position::start(crate::history::HistoryId([1; 16]));
+    let parts = parts(Step { number: 3, delta, digest: [5; 32] }, &at, |_| types::Bundle::default());
+    assert!(parts.len() > 2);
+    assert!(parts.iter().all(|part| part.encoded_len() < 1024 * 1024 && part.step == 3));
+    assert_eq!(parts.iter().map(|part| part.entries.len()).sum::<usize>(), 20_000);
+    assert_eq!(parts.iter().filter(|part| part.last).count(), 1);
+    let last = parts.last().unwrap();
+    assert!(last.last && *last.digest == [5; 32]);
+}
