@@ -16,7 +16,6 @@ pub(super) const MAX_WAITING: usize = 4096;
 
 /// Proves that a proposal is committed, and carries what its decision gave.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[must_use]
 pub struct Receipt<T> {
     /// What the decision gave beside its part.
     pub value: T,

@@ -84,6 +84,12 @@ impl Sled {
         &self.directory
     }
 
+    #[cfg(test)]
+    pub(super) async fn fail_next_sync(&self) {
+        let Some(commands) = &self.commands else { return };
+        commands.send(Command::FailNextSync).await.ok();
+    }
+
     async fn ask<A>(&self, command: impl FnOnce(oneshot::Sender<A>) -> Command) -> Result<A, StoreError> {
         let (reply, answer) = oneshot::channel();
         let commands = self.commands.as_ref().ok_or_else(|| self.gone())?;

@@ -170,6 +170,6 @@ mod tests {
             assert_eq!(check_dns_name(name), Err(error), "{name}");
         }
         assert_eq!(check_dns_name(&"a".repeat(64)), Err(Length));
-        assert_eq!(check_dns_name(&["a".repeat(60); 5].join(".")), Err(Length));
+        assert_eq!(check_dns_name(&vec!["a".repeat(60); 5].join(".")), Err(Length));
     }
 }

@@ -62,6 +62,12 @@ impl Space {
         if admitted { Ok(()) } else { Err(StoreError::Full { free: self.free() + self.held, reserve: self.wanted }) }
     }
 
+    /// Makes the room that sled may need to read: on its way it completes what writes have left, by writing.
+    pub(super) fn make_readable(&mut self) {
+        // Without room the read shows whether it was needed.
+        let _ = self.give_up_until(MARGIN);
+    }
+
     /// What the file system would still take. If it does not say, writing shows.
     fn free(&self) -> u64 {
         statvfs(&self.directory).map_or(u64::MAX, |disk| disk.blocks_available() * disk.fragment_size())

@@ -31,6 +31,9 @@ pub(super) enum Command {
     Load { reply: oneshot::Sender<Result<Position, StoreError>>, pages: mpsc::Sender<Result<Vec<Record>, StoreError>> },
     /// Some groups after a position; none if it is the head.
     Log { after: Position, reply: oneshot::Sender<Result<Vec<Change>, StoreError>> },
+    /// Let the sync of the next write fail.
+    #[cfg(test)]
+    FailNextSync,
 }
 
 /// How many records a page of a load has.
@@ -76,6 +79,8 @@ struct Engine {
     keep: Keep,
     at: Position,
     head: watch::Sender<Head>,
+    #[cfg(test)]
+    fail_next_sync: bool,
     _lock: Flock<File>,
 }
 
@@ -114,7 +119,19 @@ impl Engine {
             File::open(directory.join(name)).and_then(|file| file.sync_all()).map_err(io)?;
         }
         let head = watch::channel(Ok(at)).0;
-        Ok(Self { db, log, state, file, space, keep: options.keep, at, head, _lock: lock })
+        Ok(Self {
+            db,
+            log,
+            state,
+            file,
+            space,
+            keep: options.keep,
+            at,
+            head,
+            #[cfg(test)]
+            fail_next_sync: false,
+            _lock: lock,
+        })
     }
 
     fn obey(&mut self, command: Command) {
@@ -132,13 +149,17 @@ impl Engine {
                 }
             }
             Command::Load { reply, pages } => {
+                self.space.make_readable();
                 if reply.send(self.usable().map(|()| self.at)).is_ok()
                     && let Err(error) = self.load(&pages)
                 {
                     let _ = pages.blocking_send(Err(error));
                 }
             }
+            #[cfg(test)]
+            Command::FailNextSync => self.fail_next_sync = true,
             Command::Log { after, reply } => {
+                self.space.make_readable();
                 let _ = reply.send(self.usable().and_then(|()| self.read_log(&after)));
             }
         }
@@ -190,6 +211,10 @@ impl Engine {
             }
         })?;
         self.db.flush().map_err(|error| -> EngineError { Arc::new(error) })?;
+        #[cfg(test)]
+        if self.fail_next_sync {
+            return Err(Arc::new(io::Error::other("injected")));
+        }
         self.file.sync_data().map_err(|error| -> EngineError { Arc::new(error) })
     }
 
