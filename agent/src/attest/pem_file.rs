@@ -10,9 +10,7 @@ use zeroize::{Zeroize as _, Zeroizing};
 use super::ProveError;
 
 fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, ProveError> {
-    std::fs::read(path)
-        .map(Zeroizing::new)
-        .map_err(|source| ProveError::File { path: path.to_owned(), source })
+    std::fs::read(path).map(Zeroizing::new).map_err(|source| ProveError::File { path: path.to_owned(), source })
 }
 
 /// All certificates of a file, DER, in their order; at least one.

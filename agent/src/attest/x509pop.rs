@@ -24,12 +24,7 @@ struct Files {
 
 impl X509Pop {
     /// The files, each in PEM form: the key, the certificate (intermediates may follow it), and more intermediates.
-    pub fn new(
-        private_key: PathBuf,
-        certificate: PathBuf,
-        intermediates: Option<PathBuf>,
-        entropy: Entropy,
-    ) -> Self {
+    pub fn new(private_key: PathBuf, certificate: PathBuf, intermediates: Option<PathBuf>, entropy: Entropy) -> Self {
         Self { files: Arc::new(Files { private_key, certificate, intermediates }), entropy }
     }
 }
@@ -82,12 +77,13 @@ mod tests {
 
     use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, KeyUsagePurpose};
     use spiffe::attest::x509pop::{Node, Policy, Response};
+    use spiffe::bundle::X509Authority;
 
     use super::*;
 
     struct Pki {
         _dir: tempfile::TempDir,
-        root: Bytes,
+        root: X509Authority,
         prover: X509Pop,
     }
 
@@ -111,14 +107,14 @@ mod tests {
         };
         let certificate = write("leaf.pem", leaf.pem());
         let private_key = write("key.pem", pem::encode(&pem::Pem::new(label, key_der)));
-        let root = Bytes::copy_from_slice(root_der.der());
+        let root = X509Authority { der: Bytes::copy_from_slice(root_der.der()), tainted: false };
         Pki { prover: X509Pop::new(private_key, certificate, None, Entropy::seeded(1)), root, _dir: dir }
     }
 
     async fn attests(pki: &Pki) {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
         let payload = Payload::from_json(&pki.prover.payload().await.unwrap()).unwrap();
-        let node = Node::verify(&payload, std::slice::from_ref(&pki.root), &Policy::default(), now).unwrap();
+        let node = Node::verify(&payload, std::slice::from_ref(&pki.root), Policy::default(), now).unwrap();
         let challenge = node.challenge([7; 32]).unwrap();
         let answer = pki.prover.answer(challenge.to_json().unwrap().into()).await.unwrap();
         node.check(&challenge, &Response::from_json(&answer).unwrap()).unwrap();

@@ -291,8 +291,7 @@ pub(crate) mod tests {
     fn a_changed_entry_leaves_its_old_place_in_the_index() {
         let mut desired = desired(vec![entry("a", &["unix:uid:1"])]);
         let moved = Entry { revision: 1, ..entry("a", &["unix:uid:2"]) };
-        let (changed, bundles) =
-            desired.apply(Update { entries: vec![Arc::new(moved.clone())], ..Update::default() });
+        let (changed, bundles) = desired.apply(Update { entries: vec![Arc::new(moved.clone())], ..Update::default() });
         assert_eq!((changed.len(), bundles), (1, false));
         assert!(!changed[0].ends_credentials());
         assert!(desired.matching(&selectors(&["unix:uid:1"])).is_empty());
@@ -317,8 +316,10 @@ pub(crate) mod tests {
     #[test]
     fn only_bundles_of_federated_domains_go_with_entries() {
         let foreign = |name: &str| Arc::new(Bundle::empty(TrustDomain::parse(name).unwrap()));
-        let federating =
-            Entry { federates_with: vec![foreign("b.org").trust_domain.clone(), foreign("z.org").trust_domain.clone()], ..entry("a", &["unix:uid:1"]) };
+        let federating = Entry {
+            federates_with: vec![foreign("b.org").trust_domain.clone(), foreign("z.org").trust_domain.clone()],
+            ..entry("a", &["unix:uid:1"])
+        };
         let mut desired = desired(vec![federating]);
         desired.apply(Update { bundles: vec![foreign("b.org"), foreign("c.org")], ..Update::default() });
         let matching = desired.matching(&selectors(&["unix:uid:1"]));

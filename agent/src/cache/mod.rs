@@ -40,6 +40,9 @@ use self::snapshot::Views;
 /// How many JWT-SVIDs one request of a workload asks the server for at the same time.
 const JWT_FETCHES_AT_ONCE: usize = 8;
 
+/// How long a renewal of a token that is still valid may hold up its caller.
+const JWT_RENEWAL_PATIENCE: Duration = Duration::from_secs(5);
+
 /// How much the cache may hold, and how early it renews.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -76,6 +79,9 @@ pub enum IssueError {
     /// The call failed.
     #[error("the server did not answer the request to sign")]
     Call(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The call took too long.
+    #[error("the server did not sign in time")]
+    Deadline,
     /// The server answered this item with an error.
     #[error("the server refused to sign (code {code}): {message}")]
     Refused {
@@ -120,10 +126,7 @@ pub struct SignedJwt {
 #[async_trait]
 pub trait Issuer: Send + Sync {
     /// Signs X.509-SVIDs; answers with one chain (DER, leaf first) or refusal for each request, in their order.
-    async fn sign_x509(
-        &self,
-        requests: &[SigningRequest],
-    ) -> Result<Vec<Result<Vec<Bytes>, IssueError>>, IssueError>;
+    async fn sign_x509(&self, requests: &[SigningRequest]) -> Result<Vec<Result<Vec<Bytes>, IssueError>>, IssueError>;
 
     /// Signs one JWT-SVID.
     async fn sign_jwt(&self, entry: &EntryId, audience: &[String]) -> Result<SignedJwt, IssueError>;
@@ -295,10 +298,7 @@ impl Cache {
         let own = Arc::clone(state.desired.own());
         let federated = state.desired.federated(&matching);
         drop(state);
-        std::iter::once(own)
-            .chain(federated)
-            .map(|bundle| (bundle.trust_domain.clone(), bundle))
-            .collect()
+        std::iter::once(own).chain(federated).map(|bundle| (bundle.trust_domain.clone(), bundle)).collect()
     }
 
     /// The bundle of the own trust domain; without any key before the first step.
@@ -344,7 +344,13 @@ impl Cache {
             Found::Ageing(svid) => Some(svid),
             Found::Nothing => None,
         };
-        let signed = match self.inner.issuer.sign_jwt(&entry.id, audience).await {
+        let sign = self.inner.issuer.sign_jwt(&entry.id, audience);
+        let signed = match &ageing {
+            // There is something to fall back on, so the caller need not wait long.
+            Some(_) => tokio::time::timeout(JWT_RENEWAL_PATIENCE, sign).await.unwrap_or(Err(IssueError::Deadline)),
+            None => sign.await,
+        };
+        let signed = match signed {
             Ok(signed) => signed,
             Err(error) => {
                 return match ageing.filter(|svid| svid.expires_at > self.inner.clock.now()) {
@@ -491,9 +497,7 @@ impl State {
     /// Whether exactly this form of the entry is held.
     fn wants(&self, entry: &Entry) -> bool {
         self.desired.entry(&entry.id).is_some_and(|held| {
-            held.revision == entry.revision
-                && held.created_at == entry.created_at
-                && held.spiffe_id == entry.spiffe_id
+            held.revision == entry.revision && held.created_at == entry.created_at && held.spiffe_id == entry.spiffe_id
         })
     }
 

@@ -59,9 +59,8 @@ impl Cache {
                 state.forget(&forget, now);
                 let mut entries: Vec<Arc<Entry>> = Vec::new();
                 if failed_until.is_none() {
-                    entries.extend(
-                        plan.sign.iter().take(batch).filter_map(|id| state.desired.entry(id)).map(Arc::clone),
-                    );
+                    entries
+                        .extend(plan.sign.iter().take(batch).filter_map(|id| state.desired.entry(id)).map(Arc::clone));
                     state.signing.extend(entries.iter().map(|entry| Arc::clone(&entry.id)));
                 }
                 (entries, plan.wake)
@@ -95,7 +94,7 @@ impl Cache {
                         retry_in = ?wait,
                         "Could not get X.509-SVIDs signed"
                     );
-                    metrics::counter!("signet_agent_signing_failures_total").increment(1);
+                    metrics::counter!("cache_manager.sign.failures").increment(1);
                     batch = (ids.len() / 2).max(1);
                     failed_until = self.inner.clock.now().checked_add(wait);
                     self.keep(&ids, Vec::new());
@@ -148,7 +147,8 @@ impl Cache {
                     state.credentials.insert(Arc::clone(&entry.id), credential);
                 }
                 Err(error) => {
-                    let wait = state.refused.get(&entry.id).map_or(ITEM_RETRY.0, |last| last.wait * 2).min(ITEM_RETRY.1);
+                    let wait =
+                        state.refused.get(&entry.id).map_or(ITEM_RETRY.0, |last| last.wait * 2).min(ITEM_RETRY.1);
                     let spread = wait.mul_f64(0.9 + 0.1 * self.inner.entropy.unit());
                     state.refused.insert(Arc::clone(&entry.id), Refused { retry_at: now + spread, wait });
                     tracing::warn!(
@@ -164,8 +164,8 @@ impl Cache {
         state.rebuild_around(&kept, now);
         let held = state.credentials.len();
         drop(state);
-        metrics::gauge!("signet_agent_x509_svids").set(held as f64);
-        metrics::counter!("signet_agent_x509_svids_signed_total").increment(kept.len() as u64);
+        metrics::gauge!("cache_manager.x509_svids").set(held as f64);
+        metrics::counter!("cache_manager.x509_svids.signed").increment(kept.len() as u64);
     }
 
     fn credential(&self, entry: &Entry, signed: Signed, received_at: SystemTime, tick: u64) -> Credential {

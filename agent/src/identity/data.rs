@@ -100,8 +100,8 @@ impl DataFile {
     /// What it holds; nothing if it is not there.
     pub fn load(&self) -> Result<AgentData, DataError> {
         let Some(text) = keyfile::read(&self.path).map_err(DataError::File)? else { return Ok(AgentData::default()) };
-        let document: Document = serde_json::from_slice(&text)
-            .map_err(|source| DataError::Format { path: self.path.clone(), source })?;
+        let document: Document =
+            serde_json::from_slice(&text).map_err(|source| DataError::Format { path: self.path.clone(), source })?;
         let certificates = |list: Option<Vec<String>>| {
             list.unwrap_or_default()
                 .iter()
@@ -119,7 +119,12 @@ impl DataFile {
     /// Replaces what it holds. When this returns, the new content survives a crash of the machine; before, the old one.
     pub fn store(&self, data: &AgentData) -> Result<(), DataError> {
         let texts = |certificates: &[Bytes]| {
-            Some(certificates.iter().map(|der| STANDARD.encode(pem::encode(&pem::Pem::new(LABEL, der.to_vec())))).collect())
+            Some(
+                certificates
+                    .iter()
+                    .map(|der| STANDARD.encode(pem::encode(&pem::Pem::new(LABEL, der.to_vec()))))
+                    .collect(),
+            )
         };
         let document = Document {
             svid: texts(&data.svid),
@@ -129,8 +134,8 @@ impl DataFile {
             bootstrap_start_time: no_time(),
             connection_attempts: 0,
         };
-        let text = serde_json::to_vec(&document)
-            .map_err(|source| DataError::Format { path: self.path.clone(), source })?;
+        let text =
+            serde_json::to_vec(&document).map_err(|source| DataError::Format { path: self.path.clone(), source })?;
         keyfile::write(&self.path, &text).map_err(DataError::File)
     }
 }

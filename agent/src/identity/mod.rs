@@ -7,6 +7,7 @@ mod data;
 mod renewal;
 mod verdict;
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -15,7 +16,7 @@ use bytes::Bytes;
 use runtime::clock::Clock;
 use runtime::entropy::Entropy;
 use runtime::reconcile::Nudge;
-use spiffe::bundle::{Bundle, Bundles, X509Authority};
+use spiffe::bundle::{Bundle, BundleError, Bundles, X509Authority};
 use spiffe::id::{SpiffeId, TrustDomain};
 use spiffe::renew::RenewAt;
 use spiffe::x509::{PrivateKey, X509Error, X509Svid};
@@ -69,6 +70,59 @@ pub enum IdentityError {
     /// The server cannot be known by the stored bundle any more.
     #[error("the server's authority is not in the agent's trust bundle; delete the agent's data to bootstrap anew")]
     UnknownAuthority,
+    /// As before, and the stored identity was deleted so that the next start bootstraps anew.
+    #[error("the server's authority is not in the agent's trust bundle; stopping to bootstrap anew")]
+    Rebootstrap,
+    /// Rebootstrapping was asked for always, but this agent cannot attest again.
+    #[error("rebootstrap_mode is \"always\", but this agent cannot attest again")]
+    CannotRebootstrap,
+    /// The bundle to know the server by cannot be read.
+    #[error("could not read the trust bundle to bootstrap with")]
+    Bootstrap(#[source] BootstrapError),
+}
+
+/// Why there is no bundle to bootstrap with.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BootstrapError {
+    /// The file cannot be read.
+    #[error("could not read {}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The file does not hold a bundle.
+    #[error("{} holds no trust bundle of this trust domain", path.display())]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: BundleError,
+    },
+    /// The bundle has no certificate authority, so nobody could be known by it.
+    #[error("{} holds no X.509 authority", path.display())]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// What is done when the server's authority is not in the agent's bundle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnknownAuthority {
+    /// The process stops.
+    Stop,
+    /// Once it has lasted for `after`, the stored identity is deleted and the process stops, so that the next start
+    /// bootstraps anew. Without `required`, an agent that cannot attest again does as with `Stop`; with it, it does
+    /// not start.
+    Rebootstrap {
+        /// How long it has to last.
+        after: Duration,
+        /// Whether an agent that cannot do this may run at all.
+        required: bool,
+    },
 }
 
 impl IdentityError {
@@ -78,7 +132,12 @@ impl IdentityError {
             Self::Attest(error) => error.is_retryable(),
             Self::Renew(error) => error.is_retryable(),
             Self::Data(_) | Self::Key(_) | Self::Svid(_) | Self::Foreign(_) | Self::Tls(_) => true,
-            Self::Denied(_) | Self::Expired | Self::UnknownAuthority => false,
+            Self::Denied(_)
+            | Self::Expired
+            | Self::UnknownAuthority
+            | Self::Rebootstrap
+            | Self::CannotRebootstrap
+            | Self::Bootstrap(_) => false,
         }
     }
 }
@@ -120,8 +179,11 @@ pub struct Parts {
     pub keys: Arc<dyn AgentKeys>,
     /// How the node proves what it is.
     pub prover: Arc<dyn NodeProver>,
-    /// The bundle to know the server by when none is stored.
-    pub bootstrap: Option<Bundle>,
+    /// Reads the bundle to know the server by; called when none is stored. Without one, the first server that answers
+    /// is believed.
+    pub bootstrap: Box<dyn FnOnce() -> Result<Option<Bundle>, BootstrapError> + Send>,
+    /// What is done when the server's authority is not in the bundle.
+    pub unknown_authority: UnknownAuthority,
     /// The time.
     pub clock: Clock,
     /// Randomness.
@@ -147,6 +209,7 @@ struct Inner {
     bundle: ArcSwapOption<Bundle>,
     judging: Mutex<Judging>,
     nudge: Nudge,
+    unknown_authority: UnknownAuthority,
 }
 
 #[derive(Default)]
@@ -154,6 +217,7 @@ struct Judging {
     before: Option<Heard>,
     decided: Option<Decision>,
     unknown_authority: u32,
+    unknown_since: Option<SystemTime>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -171,6 +235,10 @@ impl Identity {
             x509: data.bundle.iter().map(|der| X509Authority { der: der.clone(), tainted: false }).collect(),
             ..Bundle::empty(parts.trust_domain.clone())
         });
+        let bundle = match stored {
+            Some(stored) => Some(stored),
+            None => (parts.bootstrap)().map_err(IdentityError::Bootstrap)?,
+        };
         let inner = Inner {
             trust_domain: parts.trust_domain,
             file: parts.file,
@@ -181,9 +249,10 @@ impl Identity {
             data: Mutex::new(data),
             rotating: Rotating::new(),
             svid: ArcSwapOption::empty(),
-            bundle: ArcSwapOption::from(stored.or(parts.bootstrap).map(Arc::new)),
+            bundle: ArcSwapOption::from(bundle.map(Arc::new)),
             judging: Mutex::new(Judging::default()),
             nudge: Nudge::new(),
+            unknown_authority: parts.unknown_authority,
         };
         let identity = Self { inner: Arc::new(inner) };
         identity.take_up();
@@ -307,6 +376,10 @@ impl Inner {
         self.judging.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn is_reattestable(&self) -> bool {
+        self.svid.load().as_ref().is_some_and(|svid| svid.reattestable)
+    }
+
     fn decide(&self, judging: &mut Judging, decision: Decision) {
         // The first decision stands until it is carried out, unless a later one ends everything.
         if judging.decided.is_none() || matches!(decision, Decision::Forget(_)) {
@@ -325,7 +398,7 @@ impl Witness for Inner {
         let mut judging = self.judging();
         let own = Own {
             newest_svid: self.newest_svid(),
-            reattestable: self.svid.load().as_ref().is_some_and(|svid| svid.reattestable),
+            reattestable: self.is_reattestable(),
             prover_repeats: self.prover.repeats(),
         };
         let reaction = judge(judging.before.as_ref(), &heard, &own);
@@ -349,10 +422,19 @@ impl Witness for Inner {
     fn dialled(&self, result: Result<(), &DialError>) {
         let mut judging = self.judging();
         match result {
-            Ok(()) => judging.unknown_authority = 0,
+            Ok(()) => {
+                judging.unknown_authority = 0;
+                judging.unknown_since = None;
+            }
             Err(DialError::UnknownAuthority(_)) => {
+                let now = self.clock.now();
+                let since = *judging.unknown_since.get_or_insert(now);
                 judging.unknown_authority += 1;
-                if judging.unknown_authority >= UNKNOWN_AUTHORITY_LIMIT {
+                let patience = match self.unknown_authority {
+                    UnknownAuthority::Rebootstrap { after, .. } if self.is_reattestable() => after,
+                    _ => Duration::ZERO,
+                };
+                if judging.unknown_authority >= UNKNOWN_AUTHORITY_LIMIT && since + patience <= now {
                     self.decide(&mut judging, Decision::UnknownAuthority);
                 }
             }

@@ -8,7 +8,7 @@ use runtime::backoff::Backoff;
 use runtime::shutdown::Shutdown;
 use spiffe::x509::{PrivateKey, X509Svid};
 
-use super::{AgentSvid, Decision, Identity, IdentityError};
+use super::{AgentData, AgentSvid, Decision, Identity, IdentityError, UnknownAuthority};
 use crate::keys::{KeyError, certificate_request};
 use crate::server_link::{AttestError, ServerLink};
 
@@ -25,7 +25,11 @@ impl Identity {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         while !shutdown.is_requested() {
             let result = match (self.svid(), self.bundle()) {
-                (Some(_), Some(_)) => return Ok(()),
+                (Some(svid), Some(_)) => {
+                    let required =
+                        matches!(self.inner.unknown_authority, UnknownAuthority::Rebootstrap { required: true, .. });
+                    return if required && !svid.reattestable { Err(IdentityError::CannotRebootstrap) } else { Ok(()) };
+                }
                 (Some(_), None) => self.fetch_first_bundle(link).await,
                 (None, _) => self.attest(link).await,
             };
@@ -66,7 +70,7 @@ impl Identity {
             let decided = self.inner.judging().decided.take();
             match decided {
                 Some(Decision::Forget(denial)) => return Err(self.forget(IdentityError::Denied(denial)).await),
-                Some(Decision::UnknownAuthority) => return Err(IdentityError::UnknownAuthority),
+                Some(Decision::UnknownAuthority) => return Err(self.unknown_authority().await),
                 Some(Decision::Reattest(denial)) => {
                     tracing::warn!(reason = %denial, "Attesting anew");
                     reattest = self.svid().map(|svid| svid.number);
@@ -102,7 +106,7 @@ impl Identity {
                         retry_in = ?wait,
                         "Could not renew the agent's SVID"
                     );
-                    metrics::counter!("signet_agent_svid_renewal_failures_total").increment(1);
+                    metrics::counter!("agent_svid.rotate.failures").increment(1);
                 }
             }
         }
@@ -146,6 +150,17 @@ impl Identity {
                 tracing::error!(error = runtime::telemetry::chain(&error), "The agent's identity is at its end");
                 IdentityError::Data(problem)
             }
+        }
+    }
+
+    async fn unknown_authority(&self) -> IdentityError {
+        let rebootstraps = matches!(self.inner.unknown_authority, UnknownAuthority::Rebootstrap { .. });
+        if !rebootstraps || !self.inner.is_reattestable() {
+            return IdentityError::UnknownAuthority;
+        }
+        match self.remember(|data| *data = AgentData::default()).await {
+            Ok(()) => IdentityError::Rebootstrap,
+            Err(problem) => IdentityError::Data(problem),
         }
     }
 

@@ -68,14 +68,13 @@ impl AgentKeys for DiskKeys {
         let key = Arc::new(PrivateKey::generate(KeyType::EcP256).map_err(KeyError::Generate)?);
         // Held over the write: what is in memory is what is on disk.
         let mut keys = self.keys();
-        let taken = [Place::A, Place::B].into_iter().find(|place| {
-            keys.get(place.key_id()).is_some_and(|key| Some(&**key.public_key().spki_der()) == current)
-        });
+        let taken = [Place::A, Place::B]
+            .into_iter()
+            .find(|place| keys.get(place.key_id()).is_some_and(|key| Some(&**key.public_key().spki_der()) == current));
         let mut next = keys.clone();
         next.insert(place_beside(taken).key_id().to_owned(), Arc::clone(&key));
-        let document = Document {
-            keys: next.iter().map(|(id, key)| (id.clone(), STANDARD.encode(key.expose_pkcs8()))).collect(),
-        };
+        let document =
+            Document { keys: next.iter().map(|(id, key)| (id.clone(), STANDARD.encode(key.expose_pkcs8()))).collect() };
         let text = Zeroizing::new(serde_json::to_vec_pretty(&document).map_err(KeyError::Format)?);
         keyfile::write(&self.path, &text).map_err(KeyError::File)?;
         *keys = next;

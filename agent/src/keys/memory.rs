@@ -27,9 +27,8 @@ impl AgentKeys for MemoryKeys {
     fn create(&self, current: Option<&[u8]>) -> Result<Arc<PrivateKey>, KeyError> {
         let key = Arc::new(PrivateKey::generate(KeyType::EcP256).map_err(KeyError::Generate)?);
         let mut keys = self.keys();
-        let taken = current.and_then(|spki| {
-            keys.iter().find(|(_, key)| key.public_key().spki_der() == spki).map(|(place, _)| *place)
-        });
+        let taken = current
+            .and_then(|spki| keys.iter().find(|(_, key)| key.public_key().spki_der() == spki).map(|(place, _)| *place));
         keys.insert(place_beside(taken), Arc::clone(&key));
         Ok(key)
     }

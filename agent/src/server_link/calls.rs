@@ -167,10 +167,7 @@ async fn bundle_over(channel: Channel) -> Result<Bundle, AttestError> {
 
 #[async_trait]
 impl Issuer for ServerLink {
-    async fn sign_x509(
-        &self,
-        requests: &[SigningRequest],
-    ) -> Result<Vec<Result<Vec<Bytes>, IssueError>>, IssueError> {
+    async fn sign_x509(&self, requests: &[SigningRequest]) -> Result<Vec<Result<Vec<Bytes>, IssueError>>, IssueError> {
         let params: Vec<NewX509svidParams> = requests
             .iter()
             .map(|request| NewX509svidParams { entry_id: request.entry_id.to_string(), csr: request.csr.clone() })

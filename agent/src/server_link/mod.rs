@@ -141,6 +141,7 @@ struct Inner {
     witness: Arc<dyn Witness>,
     slot: ArcSwap<Slot>,
     number: AtomicU64,
+    renewals: watch::Sender<u64>,
 }
 
 /// The place of one connection: not made yet, in use, or retired.
@@ -216,7 +217,13 @@ fn take<T>(place: &Mutex<Option<T>>) -> Option<T> {
 impl ServerLink {
     /// A link that dials at its first use.
     pub fn new(dial: Arc<dyn Dial>, witness: Arc<dyn Witness>) -> Self {
-        let inner = Inner { dial, witness, slot: ArcSwap::new(Slot::new(1, None)), number: AtomicU64::new(2) };
+        let inner = Inner {
+            dial,
+            witness,
+            slot: ArcSwap::new(Slot::new(1, None)),
+            number: AtomicU64::new(2),
+            renewals: watch::Sender::new(0),
+        };
         Self { inner: Arc::new(inner) }
     }
 
@@ -282,6 +289,17 @@ impl ServerLink {
     pub fn renewed(&self) {
         let slot = self.inner.slot.load_full();
         self.retire(slot.number);
+        self.inner.renewals.send_modify(|count| *count += 1);
+    }
+
+    /// Changes whenever the agent has a new SVID.
+    pub fn renewals(&self) -> watch::Receiver<u64> {
+        self.inner.renewals.subscribe()
+    }
+
+    /// The number of the newest connection, made or to be made.
+    pub fn connection(&self) -> u64 {
+        self.inner.slot.load().number
     }
 
     /// Gives up connection `number` for a successor that waits for the calls under way.

@@ -37,8 +37,7 @@ fn near_expiry_comes_first_then_subscribed_then_prefetch() {
 
 #[test]
 fn prefetch_fills_the_room_in_entry_order() {
-    let all: Vec<Candidate> =
-        ["a", "b", "c", "d"].iter().map(|id| candidate(id, Demand::Prefetch, None)).collect();
+    let all: Vec<Candidate> = ["a", "b", "c", "d"].iter().map(|id| candidate(id, Demand::Prefetch, None)).collect();
     assert_eq!(names(&plan(&all, 3, at(0)).sign), ["a", "b", "c"]);
 }
 
