@@ -3,6 +3,7 @@
 pub mod client;
 pub mod node;
 pub mod process;
+pub mod raw;
 pub mod wait;
 pub mod wire;
 pub mod workload;
