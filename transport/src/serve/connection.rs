@@ -77,6 +77,9 @@ pub(super) async fn serve<S>(
     };
     if let Some(reason) = end {
         line.ending.end(reason);
+        if reason == Reason::Dropped {
+            return;
+        }
         if reason == Reason::Overload {
             let told = async {
                 tokio::select! {

@@ -68,7 +68,7 @@ impl<P: Party> Crowd<P> {
             inner: Mutex::new(Inner { next: 0, parties: HashMap::new(), connections: 0, leaving: 0, streams: 0 }),
             most_connections: most_connections.max(1),
             most_streams: most_streams.max(1),
-            most_leaving: (most_connections / 16).clamp(1, 256),
+            most_leaving: (most_connections / 16).clamp(2, 256),
         })
     }
 
@@ -76,13 +76,10 @@ impl<P: Party> Crowd<P> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a place. If there is none left, somebody is told to go, who may be the one that came. Nothing if even
-    /// those who were told to go are too many: then the connection can only be dropped.
+    /// Takes a place. If there is none left, somebody is told to go, who may be the one that came. Nothing if that one
+    /// can only be dropped, because too many are on their way out already.
     pub(super) fn enter(self: &Arc<Self>, party: P, ending: Ending) -> Option<Place<P>> {
         let mut inner = self.inner();
-        if inner.leaving >= self.most_leaving && inner.connections >= self.most_connections {
-            return None;
-        }
         let number = inner.next;
         inner.next += 1;
         inner.connections += 1;
@@ -91,12 +88,14 @@ impl<P: Party> Crowd<P> {
             members: BTreeMap::new(),
             streams: 0,
         });
-        held.members.insert(number, Member { ending, streams: 0 });
+        held.members.insert(number, Member { ending: ending.clone(), streams: 0 });
         if inner.connections > self.most_connections {
-            inner.shed(Short::Connections);
+            inner.shed(Short::Connections, self.most_leaving);
         }
         drop(inner);
-        Some(Place { crowd: Arc::clone(self), party, number })
+        // Counts as leaving until the place is dropped, which is now if there is no time for a farewell.
+        let place = Place { crowd: Arc::clone(self), party, number };
+        (ending.reason() != Some(Reason::Dropped)).then_some(place)
     }
 
     /// How many places this party holds.
@@ -107,7 +106,7 @@ impl<P: Party> Crowd<P> {
     /// Tells the newest connection of the heaviest party to go: descriptors ran short for a reason outside of this
     /// listener.
     pub(super) fn shed(&self) {
-        self.inner().shed(Short::Connections);
+        self.inner().shed(Short::Connections, self.most_leaving);
     }
 
     /// Tells everybody to go.
@@ -125,7 +124,9 @@ impl<P: Party> Crowd<P> {
 }
 
 impl<P: Party> Inner<P> {
-    fn shed(&mut self, short: Short) {
+    /// Tells the newest connection of the heaviest party in the heaviest group to go; without a farewell if `most` are
+    /// on their way out.
+    fn shed(&mut self, short: Short, most: usize) {
         // Among equals the newest goes, so that whoever is served stays served.
         let mut groups: HashMap<P::Group, (usize, u64)> = HashMap::new();
         for (party, held) in &mut self.parties {
@@ -154,8 +155,8 @@ impl<P: Party> Inner<P> {
             held.streams = held.streams.saturating_sub(member.streams);
             self.streams = self.streams.saturating_sub(member.streams);
             self.connections = self.connections.saturating_sub(1);
+            member.ending.end(if self.leaving < most { Reason::Overload } else { Reason::Dropped });
             self.leaving += 1;
-            member.ending.end(Reason::Overload);
         }
     }
 }
@@ -183,7 +184,7 @@ impl<P: Party> Place<P> {
         held.streams += 1;
         inner.streams += 1;
         if inner.streams > self.crowd.most_streams {
-            inner.shed(Short::Streams);
+            inner.shed(Short::Streams, self.crowd.most_leaving);
         }
     }
 
@@ -275,7 +276,8 @@ mod tests {
         assert!(gone(&one_more));
         assert_eq!(crowd.connections(), 6);
         drop((quiet, other, loud, late, one_more));
-        assert_eq!((crowd.connections(), crowd.inner().leaving, crowd.inner().parties.len()), (0, 0, 0));
+        let inner = crowd.inner();
+        assert_eq!((inner.connections, inner.leaving, inner.parties.len()), (0, 0, 0));
     }
 
     #[test]
@@ -288,11 +290,17 @@ mod tests {
     }
 
     #[test]
-    fn too_many_that_leave_are_dropped() {
-        let crowd = Crowd::new(1, 100);
-        let _first = enter(&crowd, "a", 1);
-        let _second = enter(&crowd, "a", 1);
-        assert!(crowd.enter(Process { container: "a", pid: 1 }, Ending::new()).is_none());
+    fn too_many_that_leave_are_dropped_but_nobody_else() {
+        let crowd = Crowd::new(3, 100);
+        let loud: Vec<_> = (0..5).map(|_| enter(&crowd, "loud", 1)).collect();
+        let reasons: Vec<_> = loud.iter().map(|held| held.0.reason()).collect();
+        assert_eq!(reasons, [None, None, None, Some(Reason::Overload), Some(Reason::Overload)]);
+        assert!(crowd.enter(Process { container: "loud", pid: 1 }, Ending::new()).is_none());
+        let quiet = enter(&crowd, "quiet", 2);
+        assert_eq!(quiet.0.reason(), None);
+        assert_eq!(loud[2].0.reason(), Some(Reason::Dropped));
+        let inner = crowd.inner();
+        assert_eq!((inner.connections, inner.leaving), (3, 3));
     }
 
     #[test]

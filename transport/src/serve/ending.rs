@@ -18,6 +18,8 @@ pub enum Reason {
     CertificateExpired,
     /// The peer holds more than its share while there is not enough for all.
     Overload,
+    /// As [`Reason::Overload`], and there is no time for a farewell.
+    Dropped,
     /// The process that connected has ended.
     ProcessGone,
 }
@@ -28,7 +30,7 @@ impl Reason {
         Status::unavailable(match self {
             Self::Shutdown => "shutting down",
             Self::CertificateExpired => "the certificate of this connection has expired",
-            Self::Overload => "too many connections or calls of this caller",
+            Self::Overload | Self::Dropped => "too many connections or calls of this caller",
             Self::ProcessGone => "the process that connected has ended",
         })
     }
