@@ -1,0 +1,58 @@
+//! What this agent serves on its sockets: the Workload API with health and reflection to every process of the node,
+//! a look inside and the log level to operators.
+
+mod debug;
+mod health;
+mod logger;
+mod message;
+mod reflection;
+mod status;
+mod streams;
+mod workload;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use runtime::clock::Clock;
+use runtime::telemetry::LogLevel;
+use tonic::service::Routes;
+
+use crate::cache::Cache;
+use crate::workload::Attestors;
+
+pub use debug::OwnChain;
+
+/// What operators decide about the Workload API.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    /// Processes without any identity get the bundle of the own trust domain.
+    pub allow_unauthenticated_verifiers: bool,
+    /// Claims of foreign tokens that are shown, beside `sub`, `aud` and `exp`.
+    pub allowed_foreign_jwt_claims: BTreeSet<String>,
+    /// Whether the Workload API is left out of its own socket.
+    pub disable_workload_api: bool,
+}
+
+/// The services of the socket that every process may open.
+pub fn workload_routes(cache: &Cache, attestors: Arc<Attestors>, settings: Settings, clock: Clock) -> Routes {
+    let mut routes = Routes::builder();
+    routes.add_service(health::service(cache.clone(), settings.disable_workload_api));
+    let mut names = vec!["grpc.health.v1.Health"];
+    if !settings.disable_workload_api {
+        names.insert(0, workload::SERVICE);
+        routes.add_service(workload::WorkloadApi::new(cache.clone(), attestors, settings, clock));
+    }
+    reflection::add(&mut routes, &names);
+    routes.routes()
+}
+
+/// The services of the operators' socket.
+pub fn admin_routes(cache: Cache, own: Arc<dyn OwnChain>, level: LogLevel, clock: Clock) -> Routes {
+    let mut routes = Routes::builder();
+    routes.add_service(debug::service(cache, own, clock));
+    routes.add_service(logger::service(level));
+    routes.routes()
+}
+
+#[cfg(test)]
+mod tests;
