@@ -2,7 +2,6 @@
 //! trust anchors, the order of messages and the configuration.
 
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use async_trait::async_trait;
@@ -12,8 +11,7 @@ use spiffe::attest::path_template::{PathTemplate, TemplateError};
 use spiffe::attest::x509pop::{
     DEFAULT_SPIFFE_TEMPLATE, DEFAULT_TEMPLATE, FIELDS, NAME, Node, Payload, Policy, Response,
 };
-use spiffe::bundle::{Bundle, BundleError, X509Authority};
-use spiffe::id::TrustDomain;
+use spiffe::bundle::X509Authority;
 use x509_parser::extensions::GeneralName;
 
 use super::{AttestError, Attested, Challenger, NodeAttestor};
@@ -25,10 +23,10 @@ pub const DEFAULT_SPIFFE_PREFIX: &str = "/spire-exchange/";
 /// Who vouches for the certificates of nodes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// Authorities from PEM files.
-    ExternalPki {
-        /// The files; all their certificates are trusted.
-        ca_bundle_paths: Vec<PathBuf>,
+    /// Authorities of their own.
+    Authorities {
+        /// Certificates, DER.
+        certificates: Vec<Bytes>,
     },
     /// The trust domain's own authorities: certificates are SVIDs below a prefix.
     Spiffe {
@@ -64,22 +62,6 @@ impl Settings {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SettingsError {
-    /// A file of authorities could not be read.
-    #[error("cannot read trust bundle {}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// A file of authorities is not one.
-    #[error("trust bundle {} is not a file of PEM certificates", path.display())]
-    Bundle {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: BundleError,
-    },
     /// No authorities at all.
     #[error("no trust bundle is configured")]
     NoBundle,
@@ -106,35 +88,17 @@ pub struct X509Pop {
     entropy: Entropy,
 }
 
-/// All certificates of a PEM file.
-fn read_bundle(trust_domain: &TrustDomain, path: &Path) -> Result<Vec<X509Authority>, SettingsError> {
-    let text = std::fs::read_to_string(path).map_err(|source| SettingsError::Read { path: path.to_owned(), source })?;
-    let bundle = Bundle::from_pem(trust_domain.clone(), &text)
-        .map_err(|source| SettingsError::Bundle { path: path.to_owned(), source })?;
-    Ok(bundle.x509)
-}
-
 impl X509Pop {
-    /// Reads the files that `settings` name.
+    /// An attestor with these settings.
     ///
     /// # Errors
-    /// If a file or the template cannot be used.
-    pub fn new(
-        settings: &Settings,
-        trust_domain: &TrustDomain,
-        replica: Replica,
-        entropy: Entropy,
-    ) -> Result<Self, SettingsError> {
+    /// If there are no authorities, or the template cannot be used.
+    pub fn new(settings: &Settings, replica: Replica, entropy: Entropy) -> Result<Self, SettingsError> {
         let (roots, default) = match &settings.mode {
-            Mode::ExternalPki { ca_bundle_paths } => {
-                let mut authorities = Vec::new();
-                for path in ca_bundle_paths {
-                    authorities.extend(read_bundle(trust_domain, path)?);
-                }
-                if authorities.is_empty() {
-                    return Err(SettingsError::NoBundle);
-                }
-                (Roots::Fixed(authorities), DEFAULT_TEMPLATE)
+            Mode::Authorities { certificates } if certificates.is_empty() => return Err(SettingsError::NoBundle),
+            Mode::Authorities { certificates } => {
+                let authority = |der: &Bytes| X509Authority { der: der.clone(), tainted: false };
+                (Roots::Fixed(certificates.iter().map(authority).collect()), DEFAULT_TEMPLATE)
             }
             Mode::Spiffe { prefix } => {
                 let slash = if prefix.ends_with('/') { "" } else { "/" };

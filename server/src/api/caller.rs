@@ -1,0 +1,64 @@
+//! Who calls.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use spiffe::id::SpiffeId;
+use spiffe::x509::Serial;
+use transport::peer::{Peer, UnixPeer};
+
+use crate::state::model::Scope;
+
+/// The caller of one request, as its connection proves it. Nothing a request says about itself is in here.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// What the connection proves.
+    pub kind: CallerKind,
+    /// The tenant the caller belongs to.
+    pub scope: Scope,
+    /// Address of a network caller; none for a local one.
+    pub address: Option<IpAddr>,
+}
+
+/// What a connection proves about its caller.
+#[derive(Clone, Debug)]
+pub enum CallerKind {
+    /// A network caller without a certificate.
+    Anonymous,
+    /// A process that could open the admin socket.
+    Local(Arc<UnixPeer>),
+    /// A network caller whose X.509-SVID was verified in the handshake.
+    X509 {
+        /// The SPIFFE ID of the certificate.
+        id: SpiffeId,
+        /// Its serial number.
+        serial: Serial,
+        /// When it runs out; it was valid in the handshake, but a connection outlives a handshake.
+        not_after: SystemTime,
+    },
+}
+
+impl Caller {
+    /// The caller at the other end of `peer`.
+    pub fn of(peer: &Peer) -> Self {
+        let (kind, address) = match peer {
+            Peer::Unix(process) => (CallerKind::Local(Arc::clone(process)), None),
+            Peer::Tcp { address, certificate: None } => (CallerKind::Anonymous, Some(address.ip())),
+            Peer::Tcp { address, certificate: Some(chain) } => {
+                let kind =
+                    CallerKind::X509 { id: chain.id.clone(), serial: chain.serial.clone(), not_after: chain.not_after };
+                (kind, Some(address.ip()))
+            }
+        };
+        Self { kind, scope: Scope::trust_domain(), address }
+    }
+
+    /// The SPIFFE ID of the caller, if it proved one.
+    pub fn id(&self) -> Option<&SpiffeId> {
+        match &self.kind {
+            CallerKind::X509 { id, .. } => Some(id),
+            CallerKind::Anonymous | CallerKind::Local(_) => None,
+        }
+    }
+}

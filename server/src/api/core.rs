@@ -1,0 +1,138 @@
+//! What every service needs: the newest state, the way to change it, and the decision who may call.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use runtime::clock::Clock;
+use runtime::entropy::Entropy;
+use spiffe::id::{SpiffeId, TrustDomain};
+use spiffe_proto::types::permission_denied_details::Reason;
+
+use super::admission::Admission;
+use super::caller::{Caller, CallerKind};
+use super::meters::Meters;
+use super::permission::{self, Method, Role, Verdict};
+use super::status::Failure;
+use crate::audit::Audit;
+use crate::history::{Committer, Replica, Urgency};
+use crate::limits::Limits;
+use crate::registry::agent;
+use crate::state::State;
+
+/// Shared by all services of a server.
+#[derive(Debug)]
+pub struct Core {
+    /// The trust domain that is served.
+    pub trust_domain: TrustDomain,
+    /// Reads.
+    pub replica: Replica,
+    /// Writes.
+    pub committer: Committer,
+    /// Time.
+    pub clock: Clock,
+    /// Randomness.
+    pub entropy: Entropy,
+    /// Administrators by configuration, of our own trust domain or of others.
+    pub admin_ids: HashSet<SpiffeId>,
+    /// Rate limits.
+    pub limits: Limits,
+    /// Who did what.
+    pub audit: Audit,
+    /// Counters of calls.
+    pub meters: Meters,
+}
+
+impl Core {
+    /// The time to decide by: never earlier than the newest stamp of the history, so that a clock that was set back
+    /// revives nothing.
+    pub fn now(&self, state: &State) -> SystemTime {
+        self.clock.now().max(state.at())
+    }
+
+    /// The newest state of all servers, for an answer that tells of an absence.
+    ///
+    /// # Errors
+    /// Unavailable for `operation` if the head cannot be read; nothing is known to be absent then.
+    pub async fn current(&self, operation: &'static str) -> Result<Arc<State>, Failure> {
+        self.replica.current().await.map_err(|error| Failure::of_replica(operation, error))
+    }
+
+    /// Waits for the rate limit of the called method; `operation` is what the refusal says.
+    ///
+    /// # Errors
+    /// ResourceExhausted.
+    pub async fn limit(&self, admission: &Admission, count: u32, operation: &'static str) -> Result<(), Failure> {
+        let Admission { caller, method, deadline, .. } = admission;
+        self.limits
+            .admit(method.limit, caller.address, count, *deadline)
+            .await
+            .map_err(|error| Failure::of_limit(operation, error))
+    }
+
+    /// Decides whether `caller` may call `method`.
+    ///
+    /// # Errors
+    /// PermissionDenied, for agents with the reason; Unavailable if only the newest state can tell and it cannot be had.
+    pub async fn authorize(&self, method: &'static Method, caller: &Caller) -> Result<Role, Failure> {
+        let mut state = self.replica.latest();
+        let mut verdict = self.judge(method, caller, &state);
+        if matches!(verdict, Verdict::Refused(_)) && matches!(caller.kind, CallerKind::X509 { .. }) {
+            // What this replica does not know may have been recorded elsewhere a moment ago.
+            state = self.current("caller cannot be looked up").await?;
+            verdict = self.judge(method, caller, &state);
+        }
+        match verdict {
+            Verdict::Allowed(role) => Ok(role),
+            Verdict::Refused(reason) => Err(Failure::denied(method.path, reason)),
+            Verdict::Promote => self.promote(method, caller).await,
+        }
+    }
+
+    fn judge(&self, method: &Method, caller: &Caller, state: &State) -> Verdict {
+        permission::judge(method.admits, caller, &self.admin_ids, state, self.now(state))
+    }
+
+    /// Records that an agent uses its newest certificate, then lets it in.
+    async fn promote(&self, method: &'static Method, caller: &Caller) -> Result<Role, Failure> {
+        let CallerKind::X509 { id, serial, .. } = &caller.kind else {
+            return Err(Failure::denied(method.path, None));
+        };
+        let (id, serial) = (id.clone(), serial.to_string());
+        let proposed = self
+            .committer
+            .propose(Urgency::Normal, move |state, _| agent::promote(state, &id, &serial).map(|part| (part, ())));
+        match proposed.await {
+            Ok(_) => Ok(Role::Agent),
+            Err(error) => Err(Failure::of_proposal("unable to activate the new agent SVID", error, |refusal| {
+                Failure::denied(method.path, Some(reason_of(refusal)))
+            })),
+        }
+    }
+
+    /// Waits until the caller may no longer call what it was let in for; the failure says why.
+    /// For streams, which outlive the decision that let them in.
+    pub async fn dismissed(&self, admission: &Admission) -> Failure {
+        let mut watch = self.replica.watch();
+        loop {
+            let state = Arc::clone(&watch.borrow_and_update());
+            if let Verdict::Refused(reason) = self.judge(admission.method, &admission.caller, &state) {
+                return Failure::denied(admission.method.path, reason);
+            }
+            if watch.changed().await.is_err() {
+                return Failure::unavailable("server is stopping");
+            }
+        }
+    }
+}
+
+/// What an agent is told when it may not act for this reason.
+pub fn reason_of(refusal: agent::Refusal) -> Reason {
+    match refusal {
+        agent::Refusal::NotAttested => Reason::AgentNotAttested,
+        agent::Refusal::Banned => Reason::AgentBanned,
+        agent::Refusal::MustReattest => Reason::AgentMustReattest,
+        agent::Refusal::NotActive => Reason::AgentNotActive,
+        agent::Refusal::TokenUnknown | agent::Refusal::TokenExpired | agent::Refusal::TokenExists => Reason::Unknown,
+    }
+}
