@@ -11,7 +11,6 @@ use crate::attest::{ChallengeError, Fault};
 
 struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
-    directory: tempfile::TempDir,
 }
 
 impl Authority {
@@ -20,13 +19,11 @@ impl Authority {
         parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         parameters.distinguished_name.push(DnType::CommonName, "node authority");
         let issuer = CertifiedIssuer::self_signed(parameters, KeyPair::generate().unwrap()).unwrap();
-        let directory = tempfile::tempdir().unwrap();
-        std::fs::write(directory.path().join("ca.pem"), issuer.pem()).unwrap();
-        Self { issuer, directory }
+        Self { issuer }
     }
 
     fn settings(&self) -> Settings {
-        Settings::new(Mode::ExternalPki { ca_bundle_paths: vec![self.directory.path().join("ca.pem")] })
+        Settings::new(Mode::Authorities { certificates: vec![Bytes::copy_from_slice(self.issuer.der())] })
     }
 
     /// A node certificate and its key.
@@ -67,8 +64,7 @@ async fn attest(
     challenger: &mut dyn Challenger,
 ) -> Result<Attested, AttestError> {
     let history = History::open().await;
-    let trust_domain = TrustDomain::parse("example.org").unwrap();
-    let attestor = X509Pop::new(settings, &trust_domain, history.replica(), Entropy::system()).unwrap();
+    let attestor = X509Pop::new(settings, history.replica(), Entropy::system()).unwrap();
     let payload = Payload { certificates: vec![certificate.to_vec()] }.to_json().unwrap();
     attestor.attest(&payload, challenger, history.now()).await
 }
@@ -165,14 +161,9 @@ async fn the_address_must_be_named_if_asked_for() {
 async fn settings_that_cannot_be_used_are_told() {
     let authority = Authority::new();
     let history = History::open().await;
-    let trust_domain = TrustDomain::parse("example.org").unwrap();
-    let make = |settings: &Settings| X509Pop::new(settings, &trust_domain, history.replica(), Entropy::system()).err();
-    let missing = Settings::new(Mode::ExternalPki { ca_bundle_paths: vec!["/nowhere/ca.pem".into()] });
-    assert!(matches!(make(&missing), Some(SettingsError::Read { .. })));
-    assert!(matches!(
-        make(&Settings::new(Mode::ExternalPki { ca_bundle_paths: vec![] })),
-        Some(SettingsError::NoBundle)
-    ));
+    let make = |settings: &Settings| X509Pop::new(settings, history.replica(), Entropy::system()).err();
+    let none = Settings::new(Mode::Authorities { certificates: vec![] });
+    assert!(matches!(make(&none), Some(SettingsError::NoBundle)));
     let mut settings = authority.settings();
     settings.agent_path_template = Some("no slash".to_owned());
     assert!(matches!(make(&settings), Some(SettingsError::Template(_))));
