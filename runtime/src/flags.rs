@@ -85,6 +85,56 @@ fn name_after_dollar(text: &str) -> (Option<&str>, usize) {
     }
 }
 
+/// Why no socket path follows from flags and environment.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SocketError {
+    /// An instance was named, but not how its socket is found.
+    #[error("you must define {variable} to use the instance flag")]
+    NoTemplate {
+        /// The variable.
+        variable: String,
+    },
+    /// The template has no place for the instance.
+    #[error("failed to find %i in {variable}")]
+    NoPlace {
+        /// The variable.
+        variable: String,
+    },
+}
+
+/// Where a command finds the socket of a running process: a path that was given (other than the default), else the
+/// template `<variable>_TEMPLATE` with `%i` replaced by the instance, else the environment's `variable`, else `default`.
+///
+/// # Errors
+///
+/// [`SocketError`] if an instance was named and the template is missing or has no `%i`, whatever else was given.
+pub fn socket_path(
+    given: &str,
+    instance: Option<&str>,
+    variable: &str,
+    default: &str,
+    environment: &Environment,
+) -> Result<std::path::PathBuf, SocketError> {
+    let from_template = match instance.filter(|instance| !instance.is_empty()) {
+        None => None,
+        Some(instance) => {
+            let variable = format!("{variable}_TEMPLATE");
+            match environment.value(&variable) {
+                None => return Err(SocketError::NoTemplate { variable }),
+                Some(template) if !template.contains("%i") => return Err(SocketError::NoPlace { variable }),
+                Some(template) => Some(template.replace("%i", instance)),
+            }
+        }
+    };
+    let path = if given != default {
+        given.to_owned()
+    } else {
+        from_template.or_else(|| environment.value(variable).map(str::to_owned)).unwrap_or_else(|| default.to_owned())
+    };
+    Ok(path.into())
+}
+
 /// Turns single-dash flags into the double-dash ones that clap knows. What follows `--`, single letters (`-h`), a lone
 /// `-` and negative numbers stay as they are.
 pub fn go_style(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
@@ -147,7 +197,9 @@ pub fn parse<P: Parser>(arguments: impl IntoIterator<Item = OsString>) -> Result
 
 /// Writes a completion script for `shell` (`bash`, `zsh`, `fish`, `elvish`, `powershell`) to standard output.
 pub fn write_completion<P: Parser>(shell: clap_complete::Shell, program: &str) {
-    clap_complete::generate(shell, &mut P::command(), program, &mut std::io::stdout());
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut P::command(), program, &mut script);
+    let _ = std::io::stdout().lock().write_all(&script);
 }
 
 pub use clap_complete::Shell;
@@ -179,6 +231,22 @@ mod tests {
         }
         assert_eq!(environment.value("EMPTY"), None);
         assert_eq!(environment.value("A"), Some("1"));
+    }
+
+    #[test]
+    fn sockets_are_found_in_order() {
+        let find = |given, instance, pairs: &[(&str, &str)]| {
+            let environment: Environment = pairs.iter().copied().collect();
+            socket_path(given, instance, "SOCK", "/default", &environment)
+        };
+        let (both, template) = ([("SOCK", "/env"), ("SOCK_TEMPLATE", "/t/%i")], [("SOCK_TEMPLATE", "/t")]);
+        assert_eq!(find("/default", None, &[]).unwrap().to_str(), Some("/default"));
+        assert_eq!(find("/default", None, &both).unwrap().to_str(), Some("/env"));
+        assert_eq!(find("/default", Some("a"), &both).unwrap().to_str(), Some("/t/a"));
+        assert_eq!(find("/given", Some("a"), &both).unwrap().to_str(), Some("/given"));
+        let variable = "SOCK_TEMPLATE".to_owned();
+        assert_eq!(find("/given", Some("a"), &[]), Err(SocketError::NoTemplate { variable: variable.clone() }));
+        assert_eq!(find("/default", Some("a"), &template), Err(SocketError::NoPlace { variable }));
     }
 
     #[test]

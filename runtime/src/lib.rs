@@ -5,6 +5,7 @@
 
 pub mod backoff;
 pub mod clock;
+pub mod console;
 pub mod duration;
 pub mod entropy;
 pub mod flags;
