@@ -198,6 +198,25 @@ pub struct Issuer {
     entropy: Entropy,
     x509: Option<X509Issuer>,
     jwt: Option<JwtIssuer>,
+    /// Made once: looking a meter up costs as much as a part of the signature.
+    signed: Signed,
+}
+
+/// How many of each kind were signed.
+struct Signed {
+    x509_svids: metrics::Counter,
+    x509_authorities: metrics::Counter,
+    jwt_svids: metrics::Counter,
+}
+
+impl Signed {
+    fn new() -> Self {
+        Self {
+            x509_svids: metrics::counter!("server_ca.sign.x509_svid"),
+            x509_authorities: metrics::counter!("server_ca.sign.x509_ca_svid"),
+            jwt_svids: metrics::counter!("server_ca.sign.jwt_svid"),
+        }
+    }
 }
 
 /// rcgen keeps one value per attribute type. A second one finds room under the same type spelled as a bare object
@@ -381,11 +400,28 @@ impl Issuer {
             entropy,
             x509: x509.map(|(slot, key)| X509Issuer::new(slot, key)).transpose()?,
             jwt: jwt.map(|(slot, key)| JwtIssuer::new(slot, key)),
+            signed: Signed::new(),
         })
     }
 
     fn x509(&self) -> Result<&X509Issuer, IssueError> {
         self.x509.as_ref().ok_or(IssueError::NotReady)
+    }
+
+    /// Signs a certificate of this profile and counts it.
+    fn certify(
+        &self,
+        x509: &X509Issuer,
+        profile: CertificateProfile,
+        spki: &[u8],
+    ) -> Result<Unreleased<IssuedX509>, IssueError> {
+        let counter = match profile.usage {
+            Usage::Svid => &self.signed.x509_svids,
+            Usage::Authority => &self.signed.x509_authorities,
+        };
+        let issued = x509.sign(profile, spki, &self.entropy)?;
+        counter.increment(1);
+        Ok(issued)
     }
 
     /// Id of the active X.509 authority: its subject key id in lower-case hex.
@@ -415,7 +451,7 @@ impl Issuer {
     ) -> Result<Unreleased<IssuedX509>, IssueError> {
         let x509 = self.x509()?;
         let profile = profile::workload(request, &self.policy, x509.not_after, now).map_err(IssueError::Profile)?;
-        x509.sign(profile, spki, &self.entropy)
+        self.certify(x509, profile, spki)
     }
 
     /// Signs the X509-SVID of an agent for the public key `spki`.
@@ -430,7 +466,7 @@ impl Issuer {
     ) -> Result<Unreleased<IssuedX509>, IssueError> {
         let x509 = self.x509()?;
         let profile = profile::agent(id, &self.policy, x509.not_after, now).map_err(IssueError::Profile)?;
-        x509.sign(profile, spki, &self.entropy)
+        self.certify(x509, profile, spki)
     }
 
     /// Signs the server's own X509-SVID for the public key `spki`.
@@ -440,7 +476,7 @@ impl Issuer {
     pub fn server_x509(&self, spki: &[u8], now: SystemTime) -> Result<Unreleased<IssuedX509>, IssueError> {
         let x509 = self.x509()?;
         let profile = profile::server(&self.policy, x509.not_after, now).map_err(IssueError::Profile)?;
-        x509.sign(profile, spki, &self.entropy)
+        self.certify(x509, profile, spki)
     }
 
     /// Signs the certificate of an authority below ours for the public key `spki`; the chain ends below the root.
@@ -457,7 +493,7 @@ impl Issuer {
         let depth = x509.upstream_chain.len() + 1;
         let profile = profile::downstream(&x509.subject, depth, ttl, &self.policy, x509.not_after, now)
             .map_err(IssueError::Profile)?;
-        x509.sign(profile, spki, &self.entropy)
+        self.certify(x509, profile, spki)
     }
 
     /// Signs a JWT-SVID.
@@ -475,6 +511,7 @@ impl Issuer {
         let signature = jwt.key.sign_jws(token.as_bytes()).map_err(IssueError::Token)?;
         token.push('.');
         URL_SAFE_NO_PAD.encode_string(&signature, &mut token);
+        self.signed.jwt_svids.increment(1);
         Ok(Unreleased(IssuedJwt {
             token,
             id: request.id.clone(),

@@ -73,6 +73,7 @@ impl Authority {
         let svid = issued.release(&OwnUse);
         let renew_at = RenewAt::draw(svid.not_before, svid.not_after, now, self.inner.entropy.u64()).at();
         self.inner.own.endpoint.set(&svid.chain, &key).map_err(AuthorityError::OwnCertificate)?;
+        metrics::counter!("svid.rotate").increment(1);
         tracing::info!(
             spiffe_id = %svid.id,
             serial_num = %svid.serial,

@@ -25,7 +25,7 @@ use super::{Authority, AuthorityError, Refusal, published, slots_of};
 use crate::history::Urgency;
 use crate::history::committer::ProposeError;
 use crate::state::State;
-use crate::state::model::{AuthorityKind, AuthoritySlot, Change, Part, SlotStatus, certificate_hash};
+use crate::state::model::{AuthorityKind, AuthoritySlot, Change, KeyOwner, Part, SlotStatus, certificate_hash};
 
 /// Who asks for a step; an operator may ask before its time.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -211,7 +211,7 @@ impl Authority {
         if let Some(at) = self.renew_own(&state, now).await? {
             wait(at);
         }
-        let (changes, at) = prunable(&state, self.inner.owner, now);
+        let (changes, at) = prunable(&state, self.inner.owner, self.serves_jwt(), now);
         if changes.is_empty() {
             if let Some(at) = at {
                 wait(at);
@@ -271,11 +271,16 @@ impl Authority {
                 return Err(error.into());
             }
         }
-        let message = match kind {
-            AuthorityKind::X509 => "X509 CA prepared",
-            AuthorityKind::Jwt => "JWT key prepared",
-        };
-        announce(message, &slot);
+        match kind {
+            AuthorityKind::X509 => {
+                metrics::counter!("ca.manager.x509_ca.prepare").increment(1);
+                announce("X509 CA prepared", &slot);
+            }
+            AuthorityKind::Jwt => {
+                metrics::counter!("ca.manager.jwt_key.prepare").increment(1);
+                announce("JWT key prepared", &slot);
+            }
+        }
         Ok(slot)
     }
 
@@ -373,16 +378,32 @@ impl Authority {
             .await?;
         let (activated, retired) = receipt.value;
         self.refresh()?;
-        let message = match kind {
-            AuthorityKind::X509 => "X509 CA activated",
-            AuthorityKind::Jwt => "JWT key activated",
-        };
-        announce(message, &activated);
+        match kind {
+            AuthorityKind::X509 => {
+                metrics::counter!("ca.manager.x509_ca.activate").increment(1);
+                self.show_expiration(&activated);
+                announce("X509 CA activated", &activated);
+            }
+            AuthorityKind::Jwt => {
+                metrics::counter!("manager.jwt_key.activate").increment(1);
+                announce("JWT key activated", &activated);
+            }
+        }
         // An old authority never signs again. Who is signing with it at this moment holds its key until then.
         for slot in retired {
             self.discard(&slot.key_id).await;
         }
         Ok(activated)
+    }
+
+    /// Shows when the active X.509 authority ends, for alarms.
+    fn show_expiration(&self, slot: &AuthoritySlot) {
+        let end = super::profile::unix_seconds(slot.not_after);
+        let left = end.saturating_sub(super::profile::unix_seconds(self.inner.clock.now()));
+        let trust_domain = self.inner.policy.trust_domain.as_str();
+        metrics::gauge!("manager.x509_ca.rotate.expiration", "trust_domain_id" => trust_domain.to_owned())
+            .set(end as f64);
+        metrics::gauge!("manager.x509_ca.rotate.ttl", "trust_domain_id" => trust_domain.to_owned()).set(left as f64);
     }
 
     /// Removes an authority that ended long ago from the journal, and its key if it is still there.
@@ -464,15 +485,16 @@ impl Authority {
 
     /// Removes authorities that ended long ago from our bundle, and the journals of key sets that are no more.
     async fn prune(&self) -> Result<(), AuthorityError> {
-        let owner = self.inner.owner;
+        let (owner, serves_jwt) = (self.inner.owner, self.serves_jwt());
         let _ = self
             .inner
             .committer
             .propose(Urgency::Shrinking, move |state: &State, now| {
-                let (changes, _) = prunable(state, owner, now);
+                let (changes, _) = prunable(state, owner, serves_jwt, now);
                 Ok::<_, Refusal>((Part::new(changes), ()))
             })
             .await?;
+        metrics::counter!("ca.manager.bundle.pruned").increment(1);
         tracing::debug!("Expired authorities were removed from the bundle");
         Ok(())
     }
@@ -481,11 +503,13 @@ impl Authority {
 /// At most this many removals in one part.
 const LARGEST_PRUNING: usize = 50;
 
-/// The changes that remove what ended long ago, and when there will be more.
-fn prunable(state: &State, owner: crate::state::model::KeyOwner, now: SystemTime) -> (Vec<Change>, Option<SystemTime>) {
+/// The changes that remove what ended long ago, and when there will be more. Journal lines of this key set are forgotten
+/// by the schedule of their kind, unless their kind is switched off.
+fn prunable(state: &State, owner: KeyOwner, serves_jwt: bool, now: SystemTime) -> (Vec<Change>, Option<SystemTime>) {
+    let scheduled = |slot: &AuthoritySlot| slot.owner == owner && (slot.kind == AuthorityKind::X509 || serves_jwt);
     let foreign: Vec<_> = state
         .all_slots()
-        .filter(|slot| slot.owner != owner)
+        .filter(|slot| !scheduled(slot))
         .map(|slot| ((slot.owner, slot.kind, Arc::clone(&slot.authority_id)), Some(slot.not_after)))
         .collect();
     let (slots, slots_at) = schedule::ended(&foreign, false, now);
