@@ -104,7 +104,10 @@ fn update(
 }
 
 /// A new entry; `fresh` is its id if the registrar gives none.
-pub(super) fn new_entry(
+///
+/// # Errors
+/// If a field is missing, malformed, or breaks a rule of registration.
+pub fn new_entry(
     mut message: types::Entry,
     own: &TrustDomain,
     fresh: impl FnOnce() -> String,

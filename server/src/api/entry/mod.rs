@@ -1,6 +1,6 @@
 //! `spire.api.server.entry.v1.Entry`: registration entries, for registrars and for agents.
 
-mod draft;
+pub mod draft;
 mod list;
 mod sync;
 

@@ -144,7 +144,7 @@ fn letter(verdict: Verdict) -> char {
 /// administrator by entry, the same with an ended entry, downstream server, workload, agent with its current
 /// certificate, with a renewed one, with a superseded one, with an expired one, banned agent.
 const GOLDEN: &str = "\
-                                                        alcfexdw1239b
+method                                                  alcfexdw1239b
 /grpc.health.v1.Health/Check                            -Y-----------
 /grpc.health.v1.Health/List                             -Y-----------
 /grpc.health.v1.Health/Watch                            -Y-----------
@@ -196,7 +196,7 @@ async fn every_method_lets_in_exactly_these_callers() {
     let admins = HashSet::from([id("/configured-admin"), SpiffeId::parse("spiffe://other.test/admin").unwrap()]);
     let columns: String = callers.iter().map(|(letter, _)| *letter).collect();
     let mut table = String::new();
-    writeln!(table, "{:55} {columns}", "").unwrap();
+    writeln!(table, "{:55} {columns}", "method").unwrap();
     for method in METHODS {
         let judged = callers.iter().map(|(_, caller)| letter(judge(method.admits, caller, &admins, &state, now())));
         writeln!(table, "{:55} {}", method.path, judged.collect::<String>()).unwrap();

@@ -39,7 +39,7 @@ async fn federated_bundles_are_made_replaced_listed_and_read_by_agents() {
             (0, "OK".to_owned()),
             (6, "bundle already exists".to_owned()),
             (3, "creating a federated bundle for the server's own trust domain is not allowed".to_owned()),
-            (3, "trust domain argument is not valid: trust domain is malformed: is empty".to_owned()),
+            (3, "trust domain argument is not valid: trust domain is malformed: trust domain is missing".to_owned()),
         ]
     );
     assert_eq!(made[0].bundle.as_ref(), Some(&other));
