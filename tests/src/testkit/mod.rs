@@ -4,6 +4,7 @@ pub mod client;
 pub mod node;
 pub mod process;
 pub mod raw;
+pub mod session;
 pub mod wait;
 pub mod wire;
 pub mod workload;
