@@ -1,4 +1,5 @@
 //! A history in memory and challengers for tests.
+#![allow(clippy::disallowed_methods, reason = "a test ends with the tasks it spawned")]
 
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -3,6 +3,8 @@
 //! What is signed comes out [`Unreleased`]: only proof that it was recorded opens it. So nothing leaves the server
 //! that its history or its audit does not know.
 
+mod unreleased;
+
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -25,6 +27,8 @@ use super::profile::{
     from_unix_seconds,
 };
 use crate::state::model::AuthoritySlot;
+
+pub use self::unreleased::{IssuedJwt, IssuedX509, Recorded, Unreleased};
 
 /// Why nothing was signed.
 #[derive(Debug, thiserror::Error)]
@@ -60,95 +64,6 @@ pub enum IssueError {
     /// The authority has no certificate.
     #[error("authority has no certificate")]
     NoCertificate,
-}
-
-/// Proof that what was signed is on record: the receipt of a commit, or of the audit.
-pub trait Recorded {}
-
-impl<T> Recorded for crate::history::committer::Receipt<T> {}
-
-/// A credential that was signed and that nobody may have yet.
-#[must_use = "what was signed and is not released is lost"]
-#[derive(Debug)]
-pub struct Unreleased<T>(T);
-
-impl<T> Unreleased<T> {
-    /// Gives the credential out; `by` proves that it is on record.
-    pub fn release(self, by: &dyn Recorded) -> T {
-        let _ = by;
-        self.0
-    }
-}
-
-impl Unreleased<IssuedX509> {
-    /// The serial number, to be recorded.
-    pub fn serial(&self) -> Serial {
-        self.0.serial
-    }
-
-    /// The end, to be recorded.
-    pub fn not_after(&self) -> SystemTime {
-        self.0.not_after
-    }
-
-    /// The identity, to be recorded.
-    pub fn id(&self) -> &SpiffeId {
-        &self.0.id
-    }
-}
-
-impl Unreleased<IssuedJwt> {
-    /// The end, to be recorded.
-    pub fn expires_at(&self) -> SystemTime {
-        self.0.expires_at
-    }
-
-    /// The identity, to be recorded.
-    pub fn id(&self) -> &SpiffeId {
-        &self.0.id
-    }
-
-    /// The key that signed, to be recorded.
-    pub fn key_id(&self) -> &Arc<str> {
-        &self.0.key_id
-    }
-}
-
-/// A signed certificate.
-#[derive(Clone, Debug)]
-pub struct IssuedX509 {
-    /// DER, leaf first, then the intermediates; never a root.
-    pub chain: Vec<Bytes>,
-    /// Whose it is.
-    pub id: SpiffeId,
-    /// The leaf's serial number.
-    pub serial: Serial,
-    /// First second in which it is valid.
-    pub not_before: SystemTime,
-    /// Last second in which it is valid.
-    pub not_after: SystemTime,
-}
-
-/// A signed token.
-#[derive(Clone)]
-pub struct IssuedJwt {
-    /// Compact serialization (RFC 7515, section 7.1).
-    pub token: String,
-    /// Whose it is.
-    pub id: SpiffeId,
-    /// When it was signed; whole seconds.
-    pub issued_at: SystemTime,
-    /// When it ends; whole seconds.
-    pub expires_at: SystemTime,
-    /// The `kid` of the key that signed it.
-    pub key_id: Arc<str>,
-}
-
-impl std::fmt::Debug for IssuedJwt {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // A bearer token is a secret.
-        f.debug_struct("IssuedJwt").field("id", &self.id).field("expires_at", &self.expires_at).finish_non_exhaustive()
-    }
 }
 
 /// An authority's key as rcgen wants it.
@@ -363,7 +278,7 @@ impl X509Issuer {
         let mut chain = Vec::with_capacity(1 + self.upstream_chain.len());
         chain.push(Bytes::copy_from_slice(leaf.der()));
         chain.extend(self.upstream_chain.iter().cloned());
-        Ok(Unreleased(IssuedX509 {
+        Ok(Unreleased::new(IssuedX509 {
             chain,
             id: profile.id,
             serial,
@@ -512,7 +427,7 @@ impl Issuer {
         token.push('.');
         URL_SAFE_NO_PAD.encode_string(&signature, &mut token);
         self.signed.jwt_svids.increment(1);
-        Ok(Unreleased(IssuedJwt {
+        Ok(Unreleased::new(IssuedJwt {
             token,
             id: request.id.clone(),
             issued_at: from_unix_seconds(claims.iat),

@@ -13,6 +13,7 @@ pub mod profile;
 mod rotate;
 pub mod schedule;
 mod taint;
+mod tidy;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;

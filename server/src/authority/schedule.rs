@@ -53,7 +53,7 @@ fn forget_at(slot: &AuthoritySlot) -> SystemTime {
 }
 
 /// The authority of this status that lives longest and has not ended at `now`.
-fn living<'a>(slots: &'a [Arc<AuthoritySlot>], status: SlotStatus, now: SystemTime) -> Option<&'a Arc<AuthoritySlot>> {
+fn living(slots: &[Arc<AuthoritySlot>], status: SlotStatus, now: SystemTime) -> Option<&Arc<AuthoritySlot>> {
     slots.iter().filter(|slot| slot.status == status && slot.not_after > now).max_by_key(|slot| slot.not_after)
 }
 

@@ -1,3 +1,5 @@
+#![allow(clippy::disallowed_methods, reason = "a test ends with the tasks it spawned")]
+
 use std::time::Duration;
 
 use runtime::shutdown::Shutdown;
@@ -206,7 +208,7 @@ async fn an_operator_prepares_activates_taints_and_revokes() {
         assert_eq!(refused(authority.revoke(kind, &id(&first)).await.map(drop)), Refusal::RevokeActive);
         let active = authority.activate(kind, &id(&second)).await.unwrap();
         assert_eq!((active.status, &active.authority_id), (SlotStatus::Active, &second.authority_id));
-        assert_eq!(authority.inner.keys.signer(&first.key_id).is_none(), true, "the old key is gone");
+        assert!(authority.inner.keys.signer(&first.key_id).is_none(), "the old key is gone");
         assert_eq!(refused(authority.revoke(kind, &id(&first)).await.map(drop)), Refusal::NotTainted);
 
         let sequence = bundle(&history).sequence;
@@ -218,7 +220,7 @@ async fn an_operator_prepares_activates_taints_and_revokes() {
         assert_eq!(revoked.authority_id, first.authority_id);
         assert_eq!(published(Some(&bundle(&history)), &first), None);
         assert_eq!(refused(authority.revoke(kind, &id(&first)).await.map(drop)), Refusal::NotPublished);
-        assert_eq!(authority.active().unwrap().x509_authority_id().is_some(), true);
+        assert!(authority.active().unwrap().x509_authority_id().is_some());
     }
 }
 

@@ -94,6 +94,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
+        metrics::gauge!("sync.streams").decrement(1.0);
         let mut marks = self.shared.marks.lock().unwrap_or_else(PoisonError::into_inner);
         if let Entry::Occupied(mut held) = marks.entry(self.agent.clone()) {
             held.get_mut().retain(|mark| !Arc::ptr_eq(mark, &self.mark));
@@ -124,6 +125,7 @@ impl Feed {
             held.remove(0);
         }
         held.push(Arc::clone(&mark));
+        metrics::gauge!("sync.streams").increment(1.0);
         Place { shared: Arc::clone(&self.shared), agent: agent.clone(), mark }
     }
 

@@ -1,3 +1,5 @@
+#![allow(clippy::disallowed_methods, reason = "a test ends with the tasks it spawned")]
+
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
@@ -77,7 +79,7 @@ fn entry(
         revision,
         spiffe_id: name(4 + gives % 4),
         parent_id: name(parent),
-        selectors: set(if bits % 8 == 0 { 1 } else { bits }),
+        selectors: set(if bits.is_multiple_of(8) { 1 } else { bits }),
         x509_svid_ttl: None,
         jwt_svid_ttl: None,
         federates_with: if federates { vec![domain("other.org")] } else { Vec::new() },
