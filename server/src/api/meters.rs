@@ -39,12 +39,20 @@ impl Meters {
     pub fn count(&self, index: usize, code: Code, took: Duration) {
         let (Some(meter), Some(method)) = (self.methods.get(index), METHODS.get(index)) else { return };
         if let Some(ended) = meter.ended.get(code as usize) {
-            ended.get_or_init(|| metrics::counter!(method.metric, "status" => format!("{code:?}"))).increment(1);
+            ended.get_or_init(|| metrics::counter!(method.metric, "status" => status_label(code))).increment(1);
         }
         meter
             .took
             .get_or_init(|| metrics::histogram!(format!("{}.elapsed_time", method.metric)))
             .record(took.as_secs_f64() * 1_000.0);
+    }
+}
+
+/// A status code as monitoring of SPIRE knows it.
+fn status_label(code: Code) -> String {
+    match code {
+        Code::Ok => "OK".to_owned(),
+        code => format!("{code:?}"),
     }
 }
 

@@ -492,3 +492,6 @@ async fn watch_health(replica: Replica, health: Health, stop: Shutdown) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

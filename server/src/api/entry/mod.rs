@@ -120,7 +120,9 @@ impl EntryService {
 }
 
 fn about(entry: &Entry) -> Fields {
-    let joined = |texts: &mut dyn Iterator<Item = String>| Some(texts.collect::<Vec<_>>().join(","));
+    let joined = |texts: &mut dyn Iterator<Item = String>| {
+        Some(texts.collect::<Vec<_>>().join(",")).filter(|text| !text.is_empty())
+    };
     Fields {
         entry_id: Some(entry.id.to_string()),
         spiffe_id: Some(entry.spiffe_id.to_string()),

@@ -65,7 +65,7 @@ impl SvidService {
             .map_err(|error| Failure::of_issue(operation, error))?;
         let receipt = self.core.audit.x509(admission, &issued, || Fields {
             csr_sha256: Some(sha256_hex(&request.csr)),
-            dns_names: Some(csr.dns_names.join(",")),
+            dns_names: Some(csr.dns_names.join(",")).filter(|names| !names.is_empty()),
             ttl: Some(request.ttl.into()),
             ..Fields::default()
         });

@@ -1,0 +1,144 @@
+//! A whole server in this process: sockets, TLS, drain, and what removes itself.
+
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use futures_util::FutureExt as _;
+use runtime::flags::Environment;
+use runtime::telemetry::level::Level;
+use spiffe::bundle::{Bundle, Bundles};
+use spiffe::id::{SpiffeId, TrustDomain};
+use spiffe_proto::agent::CreateJoinTokenRequest;
+use spiffe_proto::agent::agent_client::AgentClient;
+use spiffe_proto::bundle::GetBundleRequest;
+use spiffe_proto::bundle::bundle_client::BundleClient;
+use spiffe_proto::entry::entry_client::EntryClient;
+use spiffe_proto::entry::{BatchCreateEntryRequest, CountEntriesRequest};
+use spiffe_proto::health::HealthCheckRequest;
+use spiffe_proto::health::health_client::HealthClient;
+use spiffe_proto::types;
+use transport::verify::{ServerVerifier, Trust};
+use transport::{dial, rotating};
+
+use super::*;
+use crate::config::{Overrides, load};
+
+fn config(directory: &Path, more: &str) -> Config {
+    let path = directory.join("server.conf");
+    let text = format!(
+        "server {{\n trust_domain = \"example.org\"\n data_dir = \"{0}/data\"\n socket_path = \"{0}/api.sock\"\n \
+         bind_address = \"127.0.0.1\"\n{more}}}\nplugins {{\n DataStore \"memory\" {{}}\n KeyManager \"memory\" {{}}\n}}\n",
+        directory.display()
+    );
+    std::fs::write(&path, text).unwrap();
+    let mut config = load(&Overrides { config: Some(path), ..Overrides::default() }, &Environment::default()).unwrap();
+    // The configuration cannot ask for any free port; tests do.
+    config.bind_port = 0;
+    config
+}
+
+async fn build(config: Config, clock: Clock) -> Server {
+    Server::build(config, LogLevel::new(Level::Info), clock, Entropy::system()).await.unwrap()
+}
+
+/// A client that believes one bundle, at one time.
+struct Believes(Bundle, SystemTime);
+
+impl Trust for Believes {
+    fn bundles(&self) -> Arc<dyn Bundles + Send + Sync> {
+        Arc::new(self.0.clone())
+    }
+
+    fn now(&self) -> SystemTime {
+        self.1
+    }
+
+    fn admits(&self, _: &SpiffeId) -> bool {
+        true
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_serves_both_listeners_and_drains_when_it_is_asked_to_stop() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("api.sock");
+    let server = build(config(directory.path(), ""), Clock::system()).await;
+    let (port, clock) = (server.address().unwrap().port(), server.clock.clone());
+    let trust_domain = TrustDomain::parse("example.org").unwrap();
+    let bundle = Bundle::clone(server.replica.latest().bundle(&trust_domain).unwrap());
+    let (trigger, stop) = Shutdown::new();
+    let running = tokio::spawn(server.run(stop));
+
+    let local = dial::unix(&socket).await.unwrap();
+    let health = HealthClient::new(local.clone()).check(HealthCheckRequest::default()).await.unwrap();
+    assert_eq!(health.into_inner().status, 1);
+
+    let verifier = ServerVerifier::new(Arc::new(Believes(bundle, clock.now())), SpiffeId::server_of(&trust_domain));
+    let tls = rotating::client_config(None, verifier).unwrap();
+    let network = dial::tls("127.0.0.1", port, &tls).await.unwrap();
+    let got = BundleClient::new(network.clone()).get_bundle(GetBundleRequest::default()).await.unwrap().into_inner();
+    assert_eq!(got.trust_domain, "example.org");
+    let refused = EntryClient::new(network.clone()).count_entries(CountEntriesRequest::default()).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::PermissionDenied);
+    let unknown = HealthClient::new(network).check(HealthCheckRequest::default()).await.unwrap_err();
+    assert_eq!(unknown.code(), tonic::Code::Unimplemented);
+
+    trigger.request();
+    tokio::time::timeout(DRAIN, running).await.unwrap().unwrap();
+    assert!(dial::unix(&socket).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn entries_and_tokens_are_removed_when_they_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = Clock::paused(SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000));
+    let server = build(config(directory.path(), ""), clock.clone()).await;
+    let (trigger, stop) = Shutdown::new();
+    let core = Arc::clone(&server.services.core);
+    server.tasks.spawn("expiry", expiry::run(Arc::clone(&core), None, Entropy::system(), stop.clone()));
+
+    let (socket, _other) = tokio::net::UnixStream::pair().unwrap();
+    let process = Arc::new(transport::peer::UnixPeer::pin(&socket).unwrap());
+    let routes = server.services.local();
+    let local = tower::service_fn(move |mut request: ::http::Request<tonic::body::Body>| {
+        request.extensions_mut().insert(transport::peer::Peer::Unix(Arc::clone(&process)));
+        tower::Service::call(&mut routes.clone(), request)
+    });
+    let id = |path: &str| Some(types::Spiffeid { trust_domain: "example.org".into(), path: path.into() });
+    let entry = |name: &str, expires_at| types::Entry {
+        spiffe_id: id(name),
+        parent_id: id("/spire/agent/x"),
+        selectors: vec![types::Selector { r#type: "unix".into(), value: "uid:1".into() }],
+        expires_at,
+        ..types::Entry::default()
+    };
+    let entries = vec![entry("/never", 0), entry("/soon", 1_700_000_060), entry("/later", 1_700_000_120)];
+    let request = BatchCreateEntryRequest { entries, output_mask: None };
+    EntryClient::new(local.clone()).batch_create_entry(request).await.unwrap();
+    let request = CreateJoinTokenRequest { ttl: 90, ..Default::default() };
+    AgentClient::new(local.clone()).create_join_token(request).await.unwrap();
+
+    let mut states = core.replica.watch();
+    let held = |state: &crate::state::State| (state.entry_count(), state.tokens().count());
+    assert_eq!(held(&states.borrow()), (3, 1));
+    for (left, at) in [((2, 1), 60), ((2, 0), 90), ((1, 0), 120)] {
+        states.wait_for(|state| held(state) == left).await.unwrap();
+        let since = clock.now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs() - 1_700_000_000;
+        assert!((at..=at + 1).contains(&since), "{left:?} after {since} s");
+    }
+    trigger.request();
+    server.tasks.join_all(LAST_WRITES).await;
+}
+
+#[tokio::test]
+async fn what_cannot_start_says_why_and_leaves_nothing_running() {
+    let directory = tempfile::tempdir().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut config = config(directory.path(), "");
+    config.bind_port = taken.local_addr().unwrap().port();
+    let failed = Server::build(config, LogLevel::new(Level::Info), Clock::system(), Entropy::system());
+    let error = failed.await.err().unwrap();
+    assert!(matches!(error, StartError::Listen { .. }), "{error:?}");
+    // The socket of a server that did not start is not there.
+    assert!(dial::unix(&directory.path().join("api.sock")).now_or_never().is_none_or(|dialled| dialled.is_err()));
+}
