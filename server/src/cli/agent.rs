@@ -82,7 +82,7 @@ pub(super) struct Purge {
     #[arg(long = "expiredFor", value_name = "DURATION", default_value = "720h")]
     expired_for: String,
     /// Only show which agents would be purged.
-    #[arg(long = "dryRun", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", value_parser = boolean, hide_default_value = true)]
+    #[arg(long = "dryRun", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", value_parser = boolean, hide_default_value = true)]
     dry_run: bool,
 }
 

@@ -15,10 +15,10 @@ pub(super) struct Healthcheck {
     #[command(flatten)]
     pub(super) socket: SocketFlags,
     /// Accepted for the sake of scripts; the check is the same.
-    #[arg(long = "shallow", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", value_parser = boolean, hide_default_value = true)]
+    #[arg(long = "shallow", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", value_parser = boolean, hide_default_value = true)]
     _shallow: bool,
     /// Say what is done, and why it failed.
-    #[arg(long = "verbose", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", value_parser = boolean, hide_default_value = true)]
+    #[arg(long = "verbose", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", value_parser = boolean, hide_default_value = true)]
     verbose: bool,
 }
 

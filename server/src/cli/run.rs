@@ -26,7 +26,7 @@ pub(super) struct Run {
     #[arg(long = "dataDir", value_name = "PATH")]
     data_dir: Option<String>,
     /// Replace $NAME and ${NAME} in the configuration file by environment variables.
-    #[arg(long = "expandEnv", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", value_parser = boolean, hide_default_value = true)]
+    #[arg(long = "expandEnv", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", value_parser = boolean, hide_default_value = true)]
     expand_env: bool,
     /// File to write logs to.
     #[arg(long = "logFile", value_name = "PATH")]
@@ -38,7 +38,7 @@ pub(super) struct Run {
     #[arg(long = "logLevel", value_name = "LEVEL")]
     log_level: Option<String>,
     /// Name file and line of the source in log lines.
-    #[arg(long = "logSourceLocation", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", value_parser = boolean, hide_default_value = true)]
+    #[arg(long = "logSourceLocation", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", value_parser = boolean, hide_default_value = true)]
     log_source_location: bool,
     /// Path of the admin socket.
     #[arg(long = "socketPath", value_name = "PATH")]

@@ -16,5 +16,4 @@ pub use key::{Curve, KeyError, KeyKind, KeyType, PublicKey, SignatureError, key_
 pub(crate) use key::{sha1, without_leading_zeros};
 pub use private_key::PrivateKey;
 pub use serial::{Serial, SerialError};
-pub use svid::X509Svid;
-pub(crate) use svid::split_certificates;
+pub use svid::{X509Svid, split_certificates};

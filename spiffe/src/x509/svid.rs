@@ -64,8 +64,9 @@ impl X509Svid {
     }
 }
 
-/// Splits concatenated DER certificates at their outer lengths, without reading them further.
-pub(crate) fn split_certificates(der: &Bytes) -> Result<Vec<Bytes>, X509Error> {
+/// Splits concatenated DER certificates, the form of the Workload API, at their outer lengths, without reading them
+/// further.
+pub fn split_certificates(der: &Bytes) -> Result<Vec<Bytes>, X509Error> {
     use x509_parser::der_parser::asn1_rs::{Any, FromDer};
     let mut certificates = Vec::new();
     let mut rest: &[u8] = der;

@@ -65,13 +65,13 @@ struct Fields {
     #[arg(long = "federatesWith", value_name = "TRUST_DOMAIN")]
     federates_with: Vec<String>,
     /// Let it use the server's management APIs.
-    #[arg(long = "admin", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", value_parser = boolean, hide_default_value = true)]
+    #[arg(long = "admin", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", value_parser = boolean, hide_default_value = true)]
     admin: bool,
     /// It is a downstream server.
-    #[arg(long = "downstream", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", value_parser = boolean, hide_default_value = true)]
+    #[arg(long = "downstream", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", value_parser = boolean, hide_default_value = true)]
     downstream: bool,
     /// Its SVID is stored by a plugin instead of fetched.
-    #[arg(long = "storeSVID", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", value_parser = boolean, hide_default_value = true)]
+    #[arg(long = "storeSVID", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", value_parser = boolean, hide_default_value = true)]
     store_svid: bool,
     /// When the entry ends, in seconds since 1970; 0 is never.
     #[arg(long = "entryExpiry", value_name = "SECONDS", default_value_t = 0, allow_negative_numbers = true)]
@@ -83,10 +83,10 @@ struct Fields {
     #[arg(long = "hint", value_name = "TEXT", default_value = "", hide_default_value = true)]
     hint: String,
     /// Sign its X.509-SVID only when it is asked for.
-    #[arg(long = "disableX509SVIDPrefetch", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
+    #[arg(long = "disableX509SVIDPrefetch", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
     disable_x509_svid_prefetch: Option<bool>,
     /// Give each of its JWT-SVIDs an id of its own; none is then cached.
-    #[arg(long = "jwtSVIDIncludeJTI", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
+    #[arg(long = "jwtSVIDIncludeJTI", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
     jwt_svid_include_jti: Option<bool>,
     /// File of entries as JSON, or - for standard input; other flags are then ignored.
     #[arg(long = "data", value_name = "PATH", default_value = "", hide_default_value = true)]
@@ -101,7 +101,7 @@ pub(super) struct Create {
     #[arg(long = "entryID", value_name = "ID", default_value = "", hide_default_value = true)]
     entry_id: String,
     /// The entry stands for nodes: its selectors are those of agents, its parent is the server.
-    #[arg(long = "node", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", value_parser = boolean, hide_default_value = true)]
+    #[arg(long = "node", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", value_parser = boolean, hide_default_value = true)]
     node: bool,
     #[command(flatten)]
     fields: Fields,

@@ -26,7 +26,7 @@ pub(super) struct Filters {
     #[arg(long = "spiffeID", value_name = "ID", default_value = "", hide_default_value = true)]
     spiffe_id: String,
     /// Entries of downstream servers.
-    #[arg(long = "downstream", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", value_parser = boolean, hide_default_value = true)]
+    #[arg(long = "downstream", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", value_parser = boolean, hide_default_value = true)]
     downstream: bool,
     /// Entries with this selector, type:value; can be given more than once.
     #[arg(long = "selector", value_name = "TYPE:VALUE")]
