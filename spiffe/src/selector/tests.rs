@@ -12,6 +12,13 @@ fn only_the_first_colon_divides() {
 }
 
 #[test]
+fn the_order_is_that_of_type_and_value() {
+    let mut sorted = ["a-b:x", "a:z", "a:y", "b:a"].map(|text| Selector::parse(text).unwrap());
+    sorted.sort();
+    assert_eq!(sorted.map(|selector| selector.to_string()), ["a:y", "a:z", "a-b:x", "b:a"]);
+}
+
+#[test]
 fn malformed_selectors_are_refused() {
     assert_eq!(Selector::parse("unix"), Err(SelectorError::MissingColon));
     assert_eq!(Selector::parse(":uid"), Err(SelectorError::EmptyType));
