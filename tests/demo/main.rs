@@ -37,7 +37,7 @@ fn watch(workload: &Workload) {
         let mut last = None;
         while updates.changed().await.is_ok() {
             let Some(identity) = updates.borrow_and_update().clone() else { continue };
-            if last.replace(identity.svid.serial.clone()) != Some(identity.svid.serial.clone()) {
+            if last.replace(identity.svid.serial) != Some(identity.svid.serial) {
                 report(&describe(&identity));
             }
         }

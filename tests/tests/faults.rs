@@ -122,12 +122,12 @@ async fn h_66_authority() -> Result<()> {
         headers.extend(host.map(|host| ("host", host)));
         headers
     };
-    let served_all: [(Option<&'static [u8]>, Option<&'static [u8]>); 6] = [
-        (Some(b"localhost"), None),
+    let served_all = [
+        (Some(b"localhost".as_slice()), None),
         (Some(b"%2Frun%2Fagent.sock"), None),
         (Some(b"/run/agent.sock"), None),
         (Some(b""), None),
-        (None, Some(b"localhost")),
+        (None, Some(b"localhost".as_slice())),
         (None, None),
     ];
     let mut shared = Raw::connect(&house.agent.socket()).await?;

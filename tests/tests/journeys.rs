@@ -271,8 +271,11 @@ async fn only_administrators_administer_over_the_network() -> Result<()> {
     let server = Server::start(&Binaries::signet()?, folder.path(), &ServerOptions::default()).await?;
     let node = Node::by_token(&server, 1, &server.token(None)?).await?;
     let count = CountEntriesRequest::default();
-    let status =
-        EntryClient::new(node.connect().await?).count_entries(count.clone()).await.err().context("an agent counted entries")?;
+    let status = EntryClient::new(node.connect().await?)
+        .count_entries(count.clone())
+        .await
+        .err()
+        .context("an agent counted entries")?;
     assert_eq!(status.code(), Code::PermissionDenied, "{status:?}");
 
     let address = std::net::SocketAddr::from(([127, 0, 0, 1], server.port));

@@ -82,8 +82,11 @@ const WIRE: &[(&str, &[&str])] = &[
     ("signet_agent", &["app"]),
 ];
 
+/// Path parts below a crate.
+type Module = &'static [&'static str];
+
 /// Trait modules with what they may not see: they are below the domain.
-const BELOW: &[(&str, &[&str], &[&[&str]])] = &[
+const BELOW: &[(&str, Module, &[Module])] = &[
     (
         "signet_server",
         &["history"],

@@ -126,6 +126,7 @@ fn switched_off(tokens: &[Token<'_>], index: usize) -> bool {
 /// Tools and tests may read the clock, panic and leak.
 fn is_tooling(path: &Path) -> bool {
     ["xtask", "tests", "fuzz"].iter().any(|folder| path.starts_with(folder))
+        || path.ends_with("build.rs")
         || path.components().any(|component| {
             let name = component.as_os_str().to_string_lossy();
             let name = name.strip_suffix(".rs").unwrap_or(&name);
