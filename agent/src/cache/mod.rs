@@ -278,9 +278,9 @@ impl Cache {
         let State { desired, credentials, views, .. } = &mut *guard;
         let mut receiver = views.subscribe(&selectors, || build(desired, credentials, &selectors, now));
         receiver.mark_changed();
-        let complete = receiver.borrow().complete;
+        let waits = receiver.borrow().entitled && !receiver.borrow().complete;
         drop(guard);
-        if !complete {
+        if waits {
             self.inner.signer.nudge();
         }
         Subscription { cache: Arc::clone(&self.inner), selectors, receiver }
@@ -607,6 +607,3 @@ impl Drop for Subscription {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

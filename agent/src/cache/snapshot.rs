@@ -52,7 +52,7 @@ pub struct View {
     pub bundle: Arc<Bundle>,
     /// The bundles of trust domains that the entries federate with, in the order of their names.
     pub federated: Vec<Arc<Bundle>>,
-    /// Whether every entry has its SVID.
+    /// Whether there is any entry, and every one has its SVID.
     pub complete: bool,
     /// Whether there is any entry.
     pub entitled: bool,
@@ -75,7 +75,7 @@ impl View {
         let svids: Vec<_> =
             entries.iter().filter_map(|entry| held(&entry.id)).filter(|svid| svid.not_after > now).collect();
         Self {
-            complete: svids.len() == entries.len(),
+            complete: !entries.is_empty() && svids.len() == entries.len(),
             entitled: !entries.is_empty(),
             svids,
             bundle: Arc::clone(desired.own()),

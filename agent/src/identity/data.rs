@@ -178,7 +178,7 @@ mod tests {
             "svid": [STANDARD.encode(&pem)], "bundle": null, "reattestable": true,
             "bootstrap_use": 0, "bootstrap_start_time": "0001-01-01T00:00:00Z", "connection_attempts": 0,
         });
-        std::fs::write(&file.path, text.to_string()).unwrap();
+        keyfile::write(&file.path, text.to_string().as_bytes()).unwrap();
         let data = AgentData { svid: vec![Bytes::from_static(b"der")], reattestable: true, bundle: Vec::new() };
         assert_eq!(file.load().unwrap(), data);
     }
@@ -186,9 +186,9 @@ mod tests {
     #[test]
     fn damage_is_an_error_not_a_new_agent() {
         let (_dir, file) = file();
-        std::fs::write(&file.path, "{").unwrap();
+        keyfile::write(&file.path, b"{").unwrap();
         assert!(matches!(file.load(), Err(DataError::Format { .. })));
-        std::fs::write(&file.path, r#"{"svid":["AAAA"],"bundle":[]}"#).unwrap();
+        keyfile::write(&file.path, br#"{"svid":["AAAA"],"bundle":[]}"#).unwrap();
         assert!(matches!(file.load(), Err(DataError::Certificate { .. })));
     }
 }

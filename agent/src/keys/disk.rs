@@ -106,7 +106,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let other = PrivateKey::generate(KeyType::EcP384).unwrap();
         let text = serde_json::json!({"keys": {"other": STANDARD.encode(other.expose_pkcs8())}}).to_string();
-        std::fs::write(dir.path().join("keys.json"), text).unwrap();
+        keyfile::write(&dir.path().join("keys.json"), text.as_bytes()).unwrap();
         let keys = DiskKeys::open(dir.path()).unwrap();
         keys.create(None).unwrap();
         drop(keys);
@@ -119,7 +119,7 @@ mod tests {
     fn a_damaged_file_is_an_error_not_an_empty_store() {
         let dir = tempfile::tempdir().unwrap();
         for (text, key) in [("{", false), (r#"{"keys":{"a":"AAAA"}}"#, true)] {
-            std::fs::write(dir.path().join("keys.json"), text).unwrap();
+            keyfile::write(&dir.path().join("keys.json"), text.as_bytes()).unwrap();
             match DiskKeys::open(dir.path()) {
                 Err(KeyError::Format(_)) => assert!(!key),
                 Err(KeyError::Key(_)) => assert!(key),

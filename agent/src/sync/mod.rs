@@ -17,6 +17,7 @@ use tonic::Code;
 
 use self::plan::{Step, View};
 use self::push::Ended;
+pub use self::push::Parts;
 use crate::cache::Cache;
 use crate::identity::{Identity, Reaction};
 use crate::server_link::{LinkError, ServerLink};

@@ -53,11 +53,8 @@ pub(super) async fn follow(sync: &Sync, view: &mut View, served: &mut bool, shut
             ended
         }
         Ok(ended) => ended,
-        Err(status) if status.code() == Code::Unimplemented => {
-            // The server answered for itself, so the connection is good.
-            sync.link.accepted(&lease);
-            Ended::NotServed(lease.connection())
-        }
+        // Not a word about the identity: this is answered before anybody looks at the caller.
+        Err(status) if status.code() == Code::Unimplemented => Ended::NotServed(lease.connection()),
         Err(status) => Ended::Failed(sync.link.failed(&lease, status)),
     }
 }
@@ -127,14 +124,14 @@ async fn say(says: &mpsc::Sender<proto::SubscribeRequest>, message: subscribe_re
 
 /// The parts of a step that have come so far.
 #[derive(Default)]
-struct Parts {
+pub struct Parts {
     number: u64,
     step: Step,
 }
 
 impl Parts {
     /// Adds a part; answers the step when it was the last. A part of another step begins that one.
-    fn add(&mut self, part: proto::Part) -> Option<Step> {
+    pub fn add(&mut self, part: proto::Part) -> Option<Step> {
         if part.step != self.number {
             *self = Self { number: part.step, step: Step::default() };
         }
