@@ -5,12 +5,12 @@
 //! user. So a peer is pinned when it is accepted, before a byte of it is read, and asked again after everything that
 //! was found out about it: only what was read between two looks at the same process is true of that process.
 
-use std::fs;
 use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
+use std::{fmt, fs};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
@@ -108,6 +108,16 @@ pub enum Peer {
         /// The certificate chain it proved to hold the key of, verified in the handshake; none was shown otherwise.
         certificate: Option<Arc<VerifiedChain>>,
     },
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(peer) => write!(formatter, "process {} of user {}", peer.pid, peer.uid),
+            Self::Tcp { address, certificate: Some(known) } => write!(formatter, "{} at {address}", known.id),
+            Self::Tcp { address, certificate: None } => write!(formatter, "{address}"),
+        }
+    }
 }
 
 impl UnixPeer {

@@ -1,3 +1,5 @@
+#![allow(clippy::disallowed_methods, reason = "a test owns its tasks by ending with them")]
+
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Mutex;

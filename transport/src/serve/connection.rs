@@ -63,7 +63,7 @@ pub(super) async fn serve<S>(
         () = line.called() => None,
         end = life.as_mut() => Some(end),
         () = sleep(patience) => {
-            tracing::debug!(peer = ?line.peer, "No request in time; closing the connection");
+            tracing::debug!(peer = %line.peer, "No request in time; closing the connection");
             return;
         }
     };
