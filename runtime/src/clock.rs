@@ -121,10 +121,9 @@ mod tests {
         let clock = Clock::paused(start());
         let waiting = clock.clone();
         let before = Instant::now();
-        let waiter = tokio::spawn(async move { waiting.sleep_until(start() + Duration::from_secs(3600)).await });
-        tokio::task::yield_now().await;
-        clock.step_forward(Duration::from_secs(3600));
-        waiter.await.unwrap();
+        tokio::join!(waiting.sleep_until(start() + Duration::from_secs(3600)), async {
+            clock.step_forward(Duration::from_secs(3600));
+        });
         assert!(Instant::now() - before <= REREAD);
     }
 

@@ -37,7 +37,7 @@ Examples:
 
 /// Attests local processes and streams SPIFFE identities to them.
 #[derive(Debug, Parser)]
-#[command(name = "signet-agent", version, about, after_help = EXAMPLES, disable_help_subcommand = true)]
+#[command(name = "signet-agent", version, after_help = EXAMPLES, disable_help_subcommand = true)]
 struct Program {
     #[command(subcommand)]
     command: Command,

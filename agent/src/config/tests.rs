@@ -312,3 +312,94 @@ fn each_mistake_is_told_at_its_place() {
     let text = with("insecure_bootstrap = true rebootstrap_mode = \"always\"", PLUGINS);
     assert_eq!(refused(&text), ["2 agent.rebootstrap_mode: cannot be used with insecure_bootstrap"]);
 }
+
+/// The sample, and the same with every commented key switched on.
+fn samples() -> [String; 2] {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/samples/agent.conf");
+    let text = std::fs::read_to_string(path).unwrap();
+    let switched_on = text
+        .lines()
+        .map(|line| match line.trim_start().strip_prefix('#') {
+            Some(rest) if rest.starts_with(|c: char| c.is_ascii_alphabetic()) => format!("{rest}\n"),
+            _ => format!("{line}\n"),
+        })
+        .collect();
+    [text, switched_on]
+}
+
+#[test]
+fn the_sample_is_a_configuration() {
+    let [plain, switched_on] = samples();
+    let config = accepted(&plain);
+    assert_eq!(config.warnings, []);
+    let all = accepted(&switched_on);
+    assert_eq!(all.warnings, []);
+    // What is shown as a default is one.
+    assert_eq!((all.data_dir, all.socket_path, all.bootstrap), (config.data_dir, config.socket_path, config.bootstrap));
+    assert_eq!((all.rebootstrap, all.workload_key_type), (config.rebootstrap, config.workload_key_type));
+    assert_eq!(
+        (all.x509_svid_cache_max_size, all.jwt_svid_cache_max_size, all.sync_interval),
+        (config.x509_svid_cache_max_size, config.jwt_svid_cache_max_size, config.sync_interval)
+    );
+    assert_eq!(
+        (all.unix_attestor, all.log.level, all.log.format),
+        (config.unix_attestor, config.log.level, config.log.format)
+    );
+}
+
+#[test]
+fn the_sample_has_every_key() {
+    let [_, switched_on] = samples();
+    let missing: Vec<_> = [
+        "trust_domain",
+        "server_address",
+        "server_port",
+        "data_dir",
+        "socket_path",
+        "admin_socket_path",
+        "trust_bundle_path",
+        "trust_bundle_format",
+        "insecure_bootstrap",
+        "rebootstrap_mode",
+        "rebootstrap_delay",
+        "join_token",
+        "workload_x509_svid_key_type",
+        "availability_target",
+        "x509_svid_cache_max_size",
+        "jwt_svid_cache_max_size",
+        "allow_unauthenticated_verifiers",
+        "allowed_foreign_jwt_claims",
+        "disable_workload_api",
+        "log_file",
+        "log_level",
+        "log_format",
+        "log_source_location",
+        "sync_interval",
+        "directory",
+        "enabled",
+        "private_key_path",
+        "certificate_path",
+        "intermediates_path",
+        "discover_workload_path",
+        "workload_size_limit",
+        "path_of_other_mount_namespaces",
+        "host",
+        "port",
+        "MetricPrefix",
+        "EnableTrustDomainLabel",
+        "EnableHostnameLabel",
+        "AllowedPrefixes",
+        "BlockedPrefixes",
+        "AllowedLabels",
+        "BlockedLabels",
+        "listener_enabled",
+        "bind_address",
+        "bind_port",
+        "live_path",
+        "ready_path",
+    ]
+    .into_iter()
+    .filter(|key| !switched_on.lines().any(|line| line.trim_start().starts_with(&format!("{key} ="))))
+    .collect();
+    assert_eq!(missing, Vec::<&str>::new());
+}

@@ -44,7 +44,7 @@ Examples:
 
 /// Certificate and token authority of a SPIFFE trust domain.
 #[derive(Debug, Parser)]
-#[command(name = "signet-server", version, about, after_help = EXAMPLES, disable_help_subcommand = true)]
+#[command(name = "signet-server", version, after_help = EXAMPLES, disable_help_subcommand = true)]
 struct Program {
     #[command(subcommand)]
     command: Command,

@@ -426,3 +426,106 @@ fn lifetimes_that_a_rotation_cuts_short_are_warned_about() {
         ]
     );
 }
+
+/// The sample with its file of authorities in place, and the same with every commented key switched on.
+fn samples() -> (tempfile::TempDir, [String; 2]) {
+    let directory = tempfile::tempdir().unwrap();
+    let authorities = directory.path().join("ca.pem");
+    std::fs::write(&authorities, "-----BEGIN CERTIFICATE-----\nAAEC\n-----END CERTIFICATE-----\n").unwrap();
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/samples/server.conf");
+    let text = std::fs::read_to_string(path).unwrap();
+    let text = text.replace("/etc/signet/x509pop-ca.pem", authorities.to_str().unwrap());
+    let switched_on: String = text
+        .lines()
+        .map(|line| match line.trim_start().strip_prefix('#') {
+            Some(rest) if rest.starts_with(|c: char| c.is_ascii_alphabetic()) => format!("{rest}\n"),
+            _ => format!("{line}\n"),
+        })
+        .collect();
+    (directory, [text, switched_on])
+}
+
+#[test]
+fn the_sample_is_a_configuration() {
+    let (_directory, [plain, switched_on]) = samples();
+    let config = accepted(&plain);
+    assert_eq!(config.warnings, []);
+    assert_eq!((config.bind_port, config.ca_ttl), (8081, Duration::from_secs(86_400)));
+    // What is shown as a default is one: the two differ only where the sample says "example".
+    let all = accepted(&switched_on);
+    assert_eq!(all.warnings, []);
+    assert_eq!(
+        (all.bind_address, all.bind_port, all.socket_path),
+        (config.bind_address, config.bind_port, config.socket_path)
+    );
+    assert_eq!(
+        (all.default_x509_svid_ttl, all.default_jwt_svid_ttl),
+        (config.default_x509_svid_ttl, config.default_jwt_svid_ttl)
+    );
+    assert_eq!(
+        (all.ca_ttl, all.ca_key_type, all.jwt_key_type),
+        (config.ca_ttl, config.ca_key_type, config.jwt_key_type)
+    );
+    assert_eq!((all.ratelimit, all.key_manager), (config.ratelimit, config.key_manager));
+    assert_eq!((all.log.level, all.log.format), (config.log.level, config.log.format));
+}
+
+#[test]
+fn the_sample_has_every_key() {
+    let (_directory, [_, switched_on]) = samples();
+    let missing: Vec<_> = [
+        "admin_ids",
+        "agent_ttl",
+        "audit_log_enabled",
+        "bind_address",
+        "bind_port",
+        "ca_key_type",
+        "jwt_key_type",
+        "country",
+        "organization",
+        "common_name",
+        "ca_ttl",
+        "data_dir",
+        "default_x509_svid_ttl",
+        "default_jwt_svid_ttl",
+        "disable_jwt_svids",
+        "jwt_issuer",
+        "log_file",
+        "log_level",
+        "log_format",
+        "log_source_location",
+        "prune_attested_nodes_expired_for",
+        "prune_attested_nodes_batch_size",
+        "prune_tofu_nodes",
+        "attestation",
+        "signing",
+        "socket_path",
+        "trust_domain",
+        "agent_spiffe_id_as_selector",
+        "directory",
+        "keys_path",
+        "enabled",
+        "mode",
+        "ca_bundle_path",
+        "agent_path_template",
+        "max_intermediates",
+        "max_rsa_key_size",
+        "verify_client_ip",
+        "host",
+        "port",
+        "MetricPrefix",
+        "EnableTrustDomainLabel",
+        "EnableHostnameLabel",
+        "AllowedPrefixes",
+        "BlockedPrefixes",
+        "AllowedLabels",
+        "BlockedLabels",
+        "listener_enabled",
+        "live_path",
+        "ready_path",
+    ]
+    .into_iter()
+    .filter(|key| !switched_on.lines().any(|line| line.trim_start().starts_with(&format!("{key} ="))))
+    .collect();
+    assert_eq!(missing, Vec::<&str>::new());
+}
