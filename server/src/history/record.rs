@@ -144,6 +144,16 @@ fn unseal<M: Message + Default>(record: &Record) -> Result<M, RecordError> {
     M::decode(value.slice(ENVELOPE..)).map_err(RecordError::Value)
 }
 
+/// The record as a newer version would have written it.
+#[cfg(test)]
+pub(crate) fn resealed(record: &Record, version: u16) -> Record {
+    let mut value = record.value.to_vec();
+    value[..2].copy_from_slice(&version.to_be_bytes());
+    let sum = checksum(&record.key, &value);
+    value[2..ENVELOPE].copy_from_slice(&sum.to_be_bytes());
+    Record { key: record.key.clone(), value: Bytes::from(value) }
+}
+
 fn key(scope: &Scope, kind: Kind, id: impl Into<Bytes>) -> RecordKey {
     RecordKey { scope: scope.clone(), kind, id: id.into() }
 }
@@ -256,7 +266,7 @@ pub struct Reader {
 }
 
 /// More shared texts than this are not remembered: a reader must not outgrow what it reads.
-const MAX_SHARED: usize = 20_000;
+const MAX_SHARED: usize = 4096;
 
 /// What a record says of the whole rather than of one thing.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -192,7 +192,7 @@ impl<'s> Above<'s> {
             if !self.seen.insert(name.clone()) {
                 continue;
             }
-            if self.state.agent(&name).is_some() {
+            if name.is_agent() {
                 agents.insert(name.clone());
             }
             for above in self.state.entries_by_spiffe_id(&name) {

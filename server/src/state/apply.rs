@@ -63,9 +63,9 @@ impl State {
             }
             Change::PutX509Authority { trust_domain, authority } => {
                 let ordinal = self.x509_authority_ordinal(trust_domain, &authority.der);
-                self.count_past(ordinal);
                 let held = self.bundles.get_mut(trust_domain).ok_or(Invalid::NoBundle)?;
                 held.put_x509(ordinal, authority.clone());
+                self.count_past(ordinal);
             }
             Change::RemoveX509Authority { trust_domain, sha256 } => {
                 if let Some(held) = self.bundles.get_mut(trust_domain) {
@@ -74,9 +74,9 @@ impl State {
             }
             Change::PutJwtAuthority { trust_domain, authority } => {
                 let ordinal = self.jwt_authority_ordinal(trust_domain, &authority.key_id);
-                self.count_past(ordinal);
                 let held = self.bundles.get_mut(trust_domain).ok_or(Invalid::NoBundle)?;
                 held.put_jwt(ordinal, authority.clone());
+                self.count_past(ordinal);
             }
             Change::RemoveJwtAuthority { trust_domain, key_id } => {
                 if let Some(held) = self.bundles.get_mut(trust_domain) {

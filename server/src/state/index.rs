@@ -48,6 +48,12 @@ impl Index {
 
     /// The ordinals under this hash, ascending; the caller compares the keys.
     pub(super) fn candidates(&self, hash: u64) -> impl Iterator<Item = u64> + '_ {
-        self.0.range((hash, 0)..=(hash, u64::MAX)).map(|(_, ordinal)| *ordinal)
+        // Nearly every look-up wants the first one or finds none, and a range costs an allocation.
+        let first = self.0.get_next(&(hash, 0)).filter(|(found, _)| *found == hash).map(|(_, ordinal)| *ordinal);
+        let rest = first
+            .and_then(|first| first.checked_add(1))
+            .into_iter()
+            .flat_map(move |next| self.0.range((hash, next)..=(hash, u64::MAX)).map(|(_, ordinal)| *ordinal));
+        first.into_iter().chain(rest)
     }
 }

@@ -62,7 +62,7 @@ fn id_text(id: &SpiffeId, own: &TrustDomain) -> String {
 }
 
 fn selector_texts(selectors: &SelectorSet) -> Vec<String> {
-    selectors.iter().map(ToString::to_string).collect()
+    selectors.iter().map(|selector| selector.as_str().to_owned()).collect()
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

@@ -1,1 +1,137 @@
+use spiffe::id::{SpiffeId, TrustDomain};
+use spiffe::selector::{Selector, SelectorSet};
 
+use super::*;
+use crate::history::{HistoryId, Position};
+use crate::state::model::{Entry, JoinToken, Standing};
+
+fn own() -> TrustDomain {
+    TrustDomain::parse("example.org").unwrap()
+}
+
+fn id(path: &str) -> SpiffeId {
+    SpiffeId::from_path(&own(), path).unwrap()
+}
+
+fn at(seconds: u64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+}
+
+fn selectors(text: &str) -> SelectorSet {
+    SelectorSet::from_iter([Selector::parse(text).unwrap()])
+}
+
+fn entry(number: u64, parent: &SpiffeId, ends: Option<u64>, selectors: SelectorSet) -> Change {
+    Change::PutEntry(Arc::new(Entry {
+        id: format!("entry-{number}").into(),
+        ordinal: number,
+        revision: 0,
+        spiffe_id: id(&format!("/workload/{number}")),
+        parent_id: parent.clone(),
+        selectors,
+        x509_svid_ttl: None,
+        jwt_svid_ttl: None,
+        federates_with: vec![],
+        admin: false,
+        downstream: false,
+        expires_at: ends.map(at),
+        dns_names: vec![],
+        store_svid: false,
+        hint: "".into(),
+        created_at: at(0),
+        disable_x509_svid_prefetch: false,
+        jwt_svid_include_jti: false,
+    }))
+}
+
+fn agent(number: u64, kind: &str, ends: u64, can_reattest: bool, banned: bool) -> Change {
+    let active = Standing::Active { serial: "1".into(), expires_at: at(ends), pending: vec![] };
+    Change::PutAgent(Arc::new(Agent {
+        id: id(&format!("/spire/agent/{kind}/{number}")),
+        ordinal: number,
+        attestation_type: kind.into(),
+        selectors: SelectorSet::empty(),
+        standing: if banned { Standing::Banned } else { active },
+        expires_at: at(ends),
+        can_reattest,
+        version: "".into(),
+    }))
+}
+
+fn with(changes: Vec<Change>) -> State {
+    let mut state = State::empty(own(), Position::start(HistoryId([1; 16])));
+    state.apply(at(0), &Part::new(changes)).unwrap();
+    state
+}
+
+#[test]
+fn entries_and_tokens_go_at_their_end() {
+    let token =
+        |number: u8, ends| Change::PutToken(JoinToken { hash: [number; 32], expires_at: at(ends), alias: None });
+    let node = id("/spire/agent/x");
+    let state = with(vec![
+        entry(1, &node, Some(300), selectors("a:1")),
+        entry(2, &node, None, selectors("a:1")),
+        entry(3, &node, Some(100), selectors("a:1")),
+        token(1, 200),
+        token(2, 400),
+    ]);
+    assert_eq!(next_removal(&state, Agents::Keep), Some(at(100)));
+    assert_eq!(prune(&state, Agents::Keep, at(99)), Part::unchanged());
+    let gone = |now| prune(&state, Agents::Keep, at(now)).changes;
+    assert_eq!(gone(100), vec![Change::RemoveEntry("entry-3".into())]);
+    assert_eq!(
+        gone(300),
+        vec![
+            Change::RemoveEntry("entry-3".into()),
+            Change::RemoveToken([1; 32]),
+            Change::RemoveEntry("entry-1".into())
+        ]
+    );
+    assert_eq!(next_removal(&with(vec![]), Agents::Keep), None);
+}
+
+#[test]
+fn agents_go_by_policy_and_never_when_banned() {
+    let joined = id("/spire/agent/join_token/2");
+    let state = with(vec![
+        agent(1, "x509pop", 100, true, false),
+        agent(2, "join_token", 50, false, false),
+        agent(3, "x509pop", 10, true, true),
+        agent(4, "x509pop", 300, true, false),
+        entry(5, &joined, None, selectors(&format!("spiffe_id:{joined}"))),
+        entry(6, &joined, None, selectors("unix:uid:1")),
+    ]);
+    let after =
+        |seconds, all| Agents::RemoveAfter { ended: Duration::from_secs(seconds), even_if_they_cannot_reattest: all };
+    let gone = |policy, now| prune(&state, policy, at(now)).changes;
+    assert_eq!(gone(Agents::Keep, 10_000), vec![]);
+    assert_eq!(next_removal(&state, Agents::Keep), None);
+
+    let reattesting = after(1000, false);
+    assert_eq!(next_removal(&state, reattesting), Some(at(1100)));
+    assert_eq!(gone(reattesting, 1099), vec![]);
+    assert_eq!(gone(reattesting, 1100), vec![Change::RemoveAgent(id("/spire/agent/x509pop/1"))]);
+
+    let all = after(1000, true);
+    assert_eq!(next_removal(&state, all), Some(at(1050)));
+    // With a node of a join token goes the alias that the token made, and nothing else below it.
+    assert_eq!(gone(all, 1050), vec![Change::RemoveAgent(joined), Change::RemoveEntry("entry-5".into())]);
+}
+
+#[test]
+fn much_is_removed_in_several_parts() {
+    let node = id("/spire/agent/x");
+    let mut state = with((1..=250).map(|number| entry(number, &node, Some(100), selectors("a:1"))).collect());
+    let mut sizes = Vec::new();
+    loop {
+        let part = prune(&state, Agents::Keep, at(100));
+        if part.changes.is_empty() {
+            break;
+        }
+        sizes.push(part.changes.len());
+        state.apply(at(100), &part).unwrap();
+    }
+    assert_eq!(sizes, vec![90, 90, 70]);
+    assert_eq!(state.entry_count(), 0);
+}
