@@ -276,7 +276,7 @@ impl Cache {
         let now = self.inner.clock.now();
         let mut guard = self.inner.state();
         let State { desired, credentials, views, .. } = &mut *guard;
-        let mut receiver = views.subscribe(&selectors, || build(desired, credentials, &selectors, now));
+        let (mut receiver, selectors) = views.subscribe(&selectors, || build(desired, credentials, &selectors, now));
         receiver.mark_changed();
         let waits = receiver.borrow().entitled && !receiver.borrow().complete;
         drop(guard);

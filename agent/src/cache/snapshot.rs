@@ -121,18 +121,23 @@ struct Slot {
 }
 
 impl Views {
-    /// One more subscriber to `selectors`; the view is built if nobody had it yet.
+    /// One more subscriber to `selectors`; the view is built if nobody had it yet. Also answers the selectors as all
+    /// subscribers share them.
     pub(super) fn subscribe(
         &mut self,
         selectors: &SelectorSet,
         build: impl FnOnce() -> View,
-    ) -> watch::Receiver<Arc<View>> {
+    ) -> (watch::Receiver<Arc<View>>, SelectorSet) {
+        let shared = match self.slots.get_key_value(selectors) {
+            Some((shared, _)) => shared.clone(),
+            None => selectors.clone(),
+        };
         let slot = self
             .slots
-            .entry(selectors.clone())
+            .entry(shared.clone())
             .or_insert_with(|| Slot { view: watch::Sender::new(Arc::new(build())), subscribers: 0 });
         slot.subscribers += 1;
-        slot.view.subscribe()
+        (slot.view.subscribe(), shared)
     }
 
     /// One subscriber fewer; the last one's view is given back.

@@ -118,11 +118,12 @@ impl DataFile {
 
     /// Replaces what it holds. When this returns, the new content survives a crash of the machine; before, the old one.
     pub fn store(&self, data: &AgentData) -> Result<(), DataError> {
+        let line_feeds = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
         let texts = |certificates: &[Bytes]| {
             Some(
                 certificates
                     .iter()
-                    .map(|der| STANDARD.encode(pem::encode(&pem::Pem::new(LABEL, der.to_vec()))))
+                    .map(|der| STANDARD.encode(pem::encode_config(&pem::Pem::new(LABEL, der.to_vec()), line_feeds)))
                     .collect(),
             )
         };

@@ -318,7 +318,8 @@ impl Identity {
     /// Takes the newest bundle of the own trust domain: stored first, then used. A bundle without certificate
     /// authorities is not taken, because nobody could be known by it.
     pub async fn adopt_bundle(&self, bundle: &Arc<Bundle>) {
-        if bundle.x509.is_empty() || bundle.trust_domain != self.inner.trust_domain {
+        let known = self.inner.bundle.load().as_ref().is_some_and(|known| known == bundle);
+        if known || bundle.x509.is_empty() || bundle.trust_domain != self.inner.trust_domain {
             return;
         }
         let authorities: Vec<Bytes> = bundle.x509.iter().map(|authority| authority.der.clone()).collect();

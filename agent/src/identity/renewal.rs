@@ -34,10 +34,11 @@ impl Identity {
                 (None, _) => self.attest(link).await,
             };
             let Err(error) = result else { continue };
-            let wait = backoff.next(&self.inner.entropy);
-            if !error.is_retryable() || self.inner.clock.now() + wait >= give_up_at {
+            let left = give_up_at.duration_since(self.inner.clock.now()).unwrap_or_default();
+            if !error.is_retryable() || left.is_zero() {
                 return Err(error);
             }
+            let wait = backoff.next(&self.inner.entropy).min(left);
             tracing::warn!(
                 error = runtime::telemetry::chain(&error),
                 retry_in = ?wait,

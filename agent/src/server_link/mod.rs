@@ -164,7 +164,33 @@ struct Connected {
     used: AtomicBool,
 }
 
+/// Ends when the last lease on a connection is gone; nothing is ever sent.
 struct Drain(mpsc::Receiver<()>);
+
+/// A drain that is being waited for. Who stops waiting puts it back: the next one has to wait, too.
+struct Draining<'a> {
+    place: &'a Mutex<Option<Drain>>,
+    drain: Option<Drain>,
+}
+
+impl Draining<'_> {
+    async fn ended(mut self) {
+        if let Some(Drain(ended)) = &mut self.drain
+            && tokio::time::timeout(DRAIN_DEADLINE, ended.recv()).await.is_err()
+        {
+            tracing::warn!("Calls on the old connection did not end in time");
+        }
+        self.drain = None;
+    }
+}
+
+impl Drop for Draining<'_> {
+    fn drop(&mut self) {
+        if let Some(drain) = self.drain.take() {
+            *self.place.lock().unwrap_or_else(PoisonError::into_inner) = Some(drain);
+        }
+    }
+}
 
 /// The right to use the connection; while it is held, no successor is used after a renewal.
 pub struct Lease {
@@ -260,12 +286,7 @@ impl ServerLink {
         if slot.failed_at().is_some_and(|failed_at| failed_at > asked_at) {
             return Err(DialError::JustFailed);
         }
-        if let Some(Drain(mut ended)) = take(&slot.before) {
-            // Nothing is ever sent: it ends when the last lease is gone.
-            if tokio::time::timeout(DRAIN_DEADLINE, ended.recv()).await.is_err() {
-                tracing::warn!("Calls on the old connection did not end in time");
-            }
-        }
+        Draining { place: &slot.before, drain: take(&slot.before) }.ended().await;
         let svid = self.inner.witness.newest_svid();
         let dialled = tokio::time::timeout(DIAL_DEADLINE, self.inner.dial.dial(Presenting::Svid)).await;
         let result = dialled.unwrap_or(Err(DialError::Deadline));
@@ -288,7 +309,11 @@ impl ServerLink {
     /// The agent has a new SVID: calls under way end on the old connection, then the next call dials anew.
     pub fn renewed(&self) {
         let slot = self.inner.slot.load_full();
-        self.retire(slot.number);
+        let newest = self.inner.witness.newest_svid();
+        // Somebody may have been first and dialled anew already.
+        if slot.connected.get().is_none_or(|connected| connected.svid != newest) {
+            self.retire(slot.number);
+        }
         self.inner.renewals.send_modify(|count| *count += 1);
     }
 

@@ -103,3 +103,118 @@ fn refused<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a PeerRefused> {
         None => refused(error.source()?),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Mutex;
+    use std::time::{Duration, SystemTime};
+
+    use runtime::clock::Clock;
+    use runtime::shutdown::{Shutdown, Trigger};
+    use spiffe::bundle::{Bundle, Bundles};
+    use spiffe::x509::{KeyType, PrivateKey};
+    use tokio::net::TcpListener;
+    use transport::rotating::server_config;
+    use transport::serve::{TcpLimits, tcp};
+    use transport::verify::ClientVerifier;
+
+    use super::*;
+    use crate::keys::certificate_request;
+    use crate::testing::Authority;
+
+    /// Trust that a test may exchange.
+    struct Known(Mutex<BTreeMap<TrustDomain, Arc<Bundle>>>);
+
+    impl Trust for Known {
+        fn bundles(&self) -> Arc<dyn Bundles + Send + std::marker::Sync> {
+            Arc::new(self.0.lock().unwrap().clone())
+        }
+
+        fn now(&self) -> SystemTime {
+            SystemTime::now()
+        }
+
+        fn admits(&self, _: &SpiffeId) -> bool {
+            true
+        }
+    }
+
+    fn trust_domain() -> TrustDomain {
+        TrustDomain::parse("example.org").unwrap()
+    }
+
+    fn known(bundle: Option<Bundle>) -> Arc<Known> {
+        let bundles = bundle.map(|bundle| (bundle.trust_domain.clone(), Arc::new(bundle)));
+        Arc::new(Known(Mutex::new(bundles.into_iter().collect())))
+    }
+
+    fn dial(port: u16, known: &Arc<Known>, insecure: bool) -> TlsDial {
+        let trust = Arc::clone(known) as Arc<dyn Trust>;
+        TlsDial::new(("127.0.0.1".into(), port), trust_domain(), &Rotating::new(), trust, insecure).unwrap()
+    }
+
+    /// A server with a certificate of `authority` for `path`; answers its port.
+    async fn serve(authority: &mut Authority, path: &str, ttl: Duration) -> (u16, Trigger) {
+        let key = PrivateKey::generate(KeyType::EcP256).unwrap();
+        let id = SpiffeId::from_path(&trust_domain(), path).unwrap();
+        let csr = certificate_request(&key, None).unwrap();
+        let (leaf, _) = authority.sign(&csr, &id, ttl, SystemTime::now() - Duration::from_secs(60));
+        let own = Rotating::new();
+        own.set(&[leaf], &key).unwrap();
+        let tls = server_config(&own, ClientVerifier::new(known(None))).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (trigger, shutdown) = Shutdown::new();
+        let routes = tonic::service::Routes::default();
+        tokio::spawn(tcp(listener, tls, routes, TcpLimits::default(), Clock::system(), shutdown));
+        (port, trigger)
+    }
+
+    const SERVER: &str = "/spire/server";
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    #[tokio::test]
+    async fn only_the_server_of_the_own_trust_domain_is_dialled() {
+        let now = SystemTime::now() - HOUR;
+        let (mut right, wrong) = (Authority::new(&trust_domain(), now), Authority::new(&trust_domain(), now));
+        let (port, _serving) = serve(&mut right, SERVER, HOUR).await;
+        let known = known(Some(right.bundle(1, false)));
+        let dial = dial(port, &known, false);
+        for presenting in [Presenting::Svid, Presenting::Nothing] {
+            dial.dial(presenting).await.unwrap();
+        }
+        known.0.lock().unwrap().insert(trust_domain(), Arc::new(wrong.bundle(2, false)));
+        for presenting in [Presenting::Svid, Presenting::Nothing] {
+            assert!(matches!(dial.dial(presenting).await, Err(DialError::UnknownAuthority(_))));
+        }
+        known.0.lock().unwrap().clear();
+        assert!(matches!(dial.dial(Presenting::Nothing).await, Err(DialError::NoBundle)));
+    }
+
+    #[tokio::test]
+    async fn an_expired_or_foreign_server_is_not_an_unknown_authority() {
+        let mut authority = Authority::new(&trust_domain(), SystemTime::now() - HOUR);
+        let known = known(Some(authority.bundle(1, false)));
+        for (path, ttl) in [("/somebody", HOUR), (SERVER, Duration::from_secs(30))] {
+            let (port, _serving) = serve(&mut authority, path, ttl).await;
+            let result = dial(port, &known, false).dial(Presenting::Nothing).await;
+            assert!(matches!(result, Err(DialError::Unreachable(_))), "{path}");
+        }
+    }
+
+    #[tokio::test]
+    async fn insecure_bootstrap_ends_with_the_first_bundle_and_never_shows_the_svid() {
+        let now = SystemTime::now() - HOUR;
+        let (mut right, wrong) = (Authority::new(&trust_domain(), now), Authority::new(&trust_domain(), now));
+        let (port, _serving) = serve(&mut right, SERVER, HOUR).await;
+        let known = known(None);
+        let insecure = dial(port, &known, true);
+        insecure.dial(Presenting::Nothing).await.unwrap();
+        assert!(matches!(insecure.dial(Presenting::Svid).await, Err(DialError::NoBundle)));
+        let (other, _other_serving) = serve(&mut right, "/somebody", HOUR).await;
+        assert!(matches!(dial(other, &known, true).dial(Presenting::Nothing).await, Err(DialError::Unreachable(_))));
+        known.0.lock().unwrap().insert(trust_domain(), Arc::new(wrong.bundle(1, false)));
+        assert!(matches!(insecure.dial(Presenting::Nothing).await, Err(DialError::UnknownAuthority(_))));
+    }
+}

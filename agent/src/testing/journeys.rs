@@ -7,7 +7,7 @@ use tonic::Status;
 use super::server::{denied, entry_message};
 use super::{Running, World, ids, selectors};
 use crate::cache::CacheError;
-use crate::identity::{Denial, IdentityError};
+use crate::identity::{Denial, IdentityError, UnknownAuthority};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -211,18 +211,21 @@ async fn a_renewal_waits_for_calls_under_way_and_then_moves_the_connection() {
     let world = World::new();
     let agent = world.start().await;
     agent.cache.first_sync().await;
+    let (number, serial) = (agent.link.connection(), agent.agent_serial());
     let lease = agent.link.lease().await.unwrap();
-    let number = lease.connection();
-    let (renewing, over) = (agent.link.clone(), agent.link.clone());
-    renewing.renewed();
-    lease.retired().await;
-    let mut next = Box::pin(over.lease());
-    tokio::select! {
-        _ = &mut next => panic!("the successor was used before the old connection was drained"),
-        () = tokio::time::sleep(Duration::from_secs(5)) => {}
+    assert_eq!(lease.connection(), number);
+    tokio::time::timeout(4 * HOUR, lease.retired()).await.unwrap();
+    assert_ne!(agent.agent_serial(), serial);
+    let pending = |state: &super::server::State| state.pending.len();
+    for _ in 0..5 {
+        // Somebody who stops waiting does not let the next one through.
+        let next = tokio::time::timeout(Duration::from_secs(1), agent.link.lease()).await;
+        assert!(next.is_err(), "the successor was used before the old connection was drained");
+        assert_eq!(world.fake.count(pending), 1);
     }
     drop(lease);
-    assert!(next.await.unwrap().connection() > number);
+    assert!(agent.link.lease().await.unwrap().connection() > number);
+    agent.until(|_| world.fake.count(pending) == 0).await;
     agent.stop().await;
 }
 
@@ -538,4 +541,41 @@ async fn without_a_server_a_first_start_gives_up_and_a_later_one_does_not() {
     assert!(back.elapsed() <= ONE_STEP);
     assert_eq!(world.fake.state().attestations, 1);
     agent.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_of_an_unknown_authority_ends_the_agent_but_not_its_identity() {
+    let world = World::new();
+    let agent = world.start().await;
+    agent.cache.first_sync().await;
+    world.fake.state().unknown_authority = true;
+    world.fake.break_connections();
+    let ended = tokio::time::timeout(MINUTE, agent.keeper).await.unwrap().unwrap();
+    assert!(matches!(ended, Err(IdentityError::UnknownAuthority)), "{ended:?}");
+    world.fake.state().unknown_authority = false;
+    world.start().await.stop().await;
+    assert_eq!(world.fake.state().attestations, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_may_bootstraps_anew_after_the_configured_time() {
+    let mut world = World::new();
+    world.unknown_authority = UnknownAuthority::Rebootstrap { after: 10 * MINUTE, required: true };
+    world.fake.change(|state| state.reattestable = true);
+    let agent = world.start().await;
+    agent.cache.first_sync().await;
+    world.fake.state().unknown_authority = true;
+    world.fake.break_connections();
+    let before = Instant::now();
+    let ended = agent.keeper.await.unwrap();
+    assert!(matches!(ended, Err(IdentityError::Rebootstrap)), "{ended:?}");
+    let lasted = before.elapsed();
+    assert!(lasted >= 10 * MINUTE && lasted <= 10 * MINUTE + 2 * ONE_STEP, "{lasted:?}");
+    world.fake.state().unknown_authority = false;
+    world.start().await.stop().await;
+    assert_eq!(world.fake.state().attestations, 2);
+
+    let mut world = World::new();
+    world.unknown_authority = UnknownAuthority::Rebootstrap { after: MINUTE, required: true };
+    assert!(matches!(world.try_start().await, Err(IdentityError::CannotRebootstrap)));
 }

@@ -18,6 +18,7 @@ use spiffe::selector::{Selector, SelectorSet};
 use spiffe::x509::KeyType;
 use tokio::task::JoinHandle;
 
+pub(crate) use self::authority::Authority;
 use self::server::{Fake, FakeDial};
 use crate::attest::{NodeProver, ProveError};
 use crate::cache::{Cache, Limits, Subscription, View};
@@ -61,6 +62,7 @@ struct World {
     fake: Arc<Fake>,
     dir: tempfile::TempDir,
     limits: Limits,
+    unknown_authority: UnknownAuthority,
 }
 
 impl World {
@@ -68,7 +70,13 @@ impl World {
         let trust_domain = TrustDomain::parse("example.org").unwrap();
         let clock = Clock::paused(SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000));
         let fake = Fake::new(&trust_domain, clock.clone());
-        Self { clock, fake, dir: tempfile::tempdir().unwrap(), limits: Limits::default() }
+        Self {
+            clock,
+            fake,
+            dir: tempfile::tempdir().unwrap(),
+            limits: Limits::default(),
+            unknown_authority: UnknownAuthority::Stop,
+        }
     }
 
     /// Starts an agent on what the directory holds.
@@ -86,7 +94,7 @@ impl World {
             keys: Arc::new(DiskKeys::open(path).unwrap()),
             prover: Arc::new(Prover { repeats: self.fake.state().reattestable }),
             bootstrap: Box::new(move || Ok(Some(bundle))),
-            unknown_authority: UnknownAuthority::Stop,
+            unknown_authority: self.unknown_authority,
             clock: self.clock.clone(),
             entropy: Entropy::seeded(7),
         })?;

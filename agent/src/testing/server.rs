@@ -52,6 +52,8 @@ pub(crate) struct State {
     pub banned: bool,
     /// Whether somebody is there at all.
     pub away: bool,
+    /// Whether agents do not know the authority any more.
+    pub unknown_authority: bool,
     /// Whether the push service is served.
     pub pushes: bool,
     /// Answers to be given instead of the right ones, first to last.
@@ -92,6 +94,7 @@ impl Fake {
             pending: BTreeSet::new(),
             banned: false,
             away: false,
+            unknown_authority: false,
             pushes: true,
             say: Vec::new(),
             refuse_entries: BTreeSet::new(),
@@ -667,6 +670,9 @@ impl Dial for FakeDial {
         let unreachable = |what: &str| DialError::Unreachable(what.into());
         if self.fake.state().away {
             return Err(unreachable("connection refused"));
+        }
+        if self.fake.state().unknown_authority {
+            return Err(DialError::UnknownAuthority("unknown issuer".into()));
         }
         let serial = match presenting {
             Presenting::Nothing => None,
