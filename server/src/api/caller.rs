@@ -46,8 +46,7 @@ impl Caller {
             Peer::Unix(process) => (CallerKind::Local(Arc::clone(process)), None),
             Peer::Tcp { address, certificate: None } => (CallerKind::Anonymous, Some(address.ip())),
             Peer::Tcp { address, certificate: Some(chain) } => {
-                let kind =
-                    CallerKind::X509 { id: chain.id.clone(), serial: chain.serial.clone(), not_after: chain.not_after };
+                let kind = CallerKind::X509 { id: chain.id.clone(), serial: chain.serial, not_after: chain.not_after };
                 (kind, Some(address.ip()))
             }
         };

@@ -13,6 +13,7 @@ pub mod entry;
 pub mod health;
 pub mod logger;
 pub mod meters;
+pub mod page;
 pub mod permission;
 pub mod status;
 pub mod stream;

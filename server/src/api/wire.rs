@@ -88,12 +88,6 @@ pub enum WireError {
     /// A JWT authority has no key id.
     #[error("missing key ID")]
     KeyId,
-    /// A page token is not one of ours.
-    #[error("could not parse token '{token}'")]
-    PageToken {
-        /// The token.
-        token: String,
-    },
 }
 
 /// Whole seconds since 1970; negative before.
@@ -438,45 +432,6 @@ pub fn jwt_svid(issued: IssuedJwt, hint: &str) -> types::Jwtsvid {
         token: issued.token,
         hint: hint.to_owned(),
     }
-}
-
-// ---- paging
-
-/// How a list is to be cut.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Page {
-    /// Most rows of the answer.
-    pub size: usize,
-    /// The row after which it begins.
-    pub after: u64,
-}
-
-/// The page that a list request asks for; none if it asks for everything. The token is the ordinal of the last row.
-///
-/// # Errors
-/// If the token is not one of ours.
-pub fn page(size: i32, token: &str) -> Result<Option<Page>, WireError> {
-    let Some(size) = usize::try_from(size).ok().filter(|size| *size > 0) else { return Ok(None) };
-    let after = match token {
-        "" => 0,
-        token => token.parse().map_err(|_| WireError::PageToken { token: token.to_owned() })?,
-    };
-    Ok(Some(Page { size, after }))
-}
-
-/// Takes the rows of one page out of all that match, in order, and the token for the next one. A page with rows always
-/// has a token; who has read everything sees it by an empty page.
-pub fn cut<'a, T>(rows: impl Iterator<Item = (u64, &'a T)>, page: Option<Page>) -> (Vec<&'a T>, String) {
-    let Some(page) = page else { return (rows.map(|(_, row)| row).collect(), String::new()) };
-    let mut last = None;
-    let taken = rows
-        .take(page.size)
-        .map(|(ordinal, row)| {
-            last = Some(ordinal);
-            row
-        })
-        .collect();
-    (taken, last.map_or_else(String::new, |ordinal: u64| ordinal.to_string()))
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! Wiring: a configuration becomes a running server, and a signal ends it.
 
 mod expiry;
+mod observe;
+mod parts;
 mod trust;
 
 use std::net::SocketAddr;
@@ -12,7 +14,6 @@ use runtime::entropy::Entropy;
 use runtime::shutdown::{Shutdown, Tasks, Trigger};
 use runtime::telemetry::health::Health;
 use runtime::telemetry::level::LogLevel;
-use runtime::telemetry::settings::HealthPages;
 use runtime::telemetry::{self, http, log, metrics};
 use tokio::net::{TcpListener, UnixListener};
 use tonic::service::Routes;
@@ -33,21 +34,13 @@ use crate::api::logger::LoggerService;
 use crate::api::meters::Meters;
 use crate::api::svid::SvidService;
 use crate::api::sync::SyncService;
-use crate::attest::NodeAttestor;
-use crate::attest::join_token::JoinTokens;
-use crate::attest::x509pop::{self, X509Pop};
+use crate::attest::x509pop;
 use crate::audit::Audit;
-use crate::authority::keys::disk::DiskKeys;
-use crate::authority::keys::memory::MemoryKeys;
-use crate::authority::keys::{KeyError, SigningKeys};
-use crate::authority::profile::{CaSubject, Policy};
+use crate::authority::keys::KeyError;
 use crate::authority::{self, Authority, AuthorityError};
 use crate::config::Config;
-use crate::config::checked::{DataStore, KeyManager, NodeAttestor as AttestorConfig, X509PopRoots};
 use crate::feed::Feed;
-use crate::history::memory::Memory;
-use crate::history::sled::{self, Sled};
-use crate::history::{self, HistoryId, OpenError, Reach, Replica, Store, StoreError};
+use crate::history::{self, OpenError, Reach, Replica, StoreError};
 use crate::limits::Limits;
 
 /// How long open calls may go on once the server is asked to stop.
@@ -216,11 +209,11 @@ impl Server {
         );
         let (trigger, failed) = Shutdown::new();
         let tasks = Tasks::new(trigger.clone());
-        let recorded = record_metrics(&config)?;
+        let recorded = observe::record_metrics(&config)?;
 
         let (writer_stop, writer_stopped) = Shutdown::new();
         let writer = Tasks::new(trigger);
-        let store = open_store(&config, &entropy).await?;
+        let store = parts::open_store(&config, &entropy).await?;
         let trust_domain = config.trust_domain.clone();
         let opened = history::open(store, Reach::OneProcess, trust_domain, clock.clone(), entropy.clone());
         let opened = opened.await.map_err(StartError::History)?;
@@ -228,8 +221,8 @@ impl Server {
 
         let own = Rotating::new();
         let authority = Authority::open(authority::Parts {
-            policy: policy(&config),
-            keys: open_keys(&config, &entropy)?,
+            policy: parts::policy(&config),
+            keys: parts::open_keys(&config, &entropy)?,
             committer: opened.committer.clone(),
             replica: opened.replica.clone(),
             clock: clock.clone(),
@@ -250,7 +243,7 @@ impl Server {
             audit: Audit::new(config.audit_log_enabled),
             meters: Meters::new(),
         });
-        let attestors = attestors(&config, &opened.replica, &entropy)?;
+        let attestors = parts::attestors(&config, &opened.replica, &entropy)?;
         let width = std::thread::available_parallelism().map_or(1, usize::from);
         let feed = Feed::new(opened.replica.clone());
         let services = Services {
@@ -276,7 +269,7 @@ impl Server {
             network: listen(SocketAddr::new(config.bind_address, config.bind_port)).await?,
             tls,
             admin: socket::bind_unix(&config.socket_path, 0o750, 0o770).map_err(StartError::Socket)?,
-            pages: pages(&config, &health, recorded.as_ref()).await?,
+            pages: observe::pages(&config, &health, recorded.as_ref()).await?,
             recorded,
             health,
             config,
@@ -330,6 +323,7 @@ impl Server {
         }
         if let Some(recorded) = &self.recorded {
             recorded.keep_small(&self.tasks, stopping.clone());
+            self.tasks.spawn("gauges", observe::gauges(self.replica.clone(), self.feed.clone(), stopping.clone()));
         }
         self.tasks.spawn_critical("authority", self.authority.clone().run(stopping.clone()));
         self.tasks.spawn_critical("feed", self.feed.clone().run(stopping.clone()));
@@ -340,7 +334,7 @@ impl Server {
             stopping.clone(),
         );
         self.tasks.spawn_critical("expiry", expiry);
-        self.tasks.spawn("health", watch_health(self.replica.clone(), self.health.clone(), stopping.clone()));
+        self.tasks.spawn("health", observe::watch_health(self.replica.clone(), self.health.clone(), stopping.clone()));
         self.health.ready("server");
         self.health.ready("server.ca");
         ::metrics::gauge!("started", "version" => VERSION, "trust_domain_id" => self.config.trust_domain.to_string())
@@ -366,131 +360,6 @@ impl Server {
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
     TcpListener::bind(address).await.map_err(|source| StartError::Listen { address: address.to_string(), source })
-}
-
-async fn open_store(config: &Config, entropy: &Entropy) -> Result<Arc<dyn Store>, StartError> {
-    let history = HistoryId(entropy.bytes());
-    Ok(match &config.data_store {
-        DataStore::Sled { dir } => {
-            Arc::new(Sled::open(dir, history, sled::Options::default()).await.map_err(StartError::Store)?)
-        }
-        DataStore::Memory => Arc::new(Memory::new(history)),
-    })
-}
-
-fn open_keys(config: &Config, entropy: &Entropy) -> Result<Arc<dyn SigningKeys>, StartError> {
-    Ok(match &config.key_manager {
-        KeyManager::Disk { keys_path } => Arc::new(DiskKeys::open(keys_path, entropy).map_err(StartError::Keys)?),
-        KeyManager::Memory => Arc::new(MemoryKeys::new(entropy)),
-    })
-}
-
-fn policy(config: &Config) -> Policy {
-    Policy {
-        trust_domain: config.trust_domain.clone(),
-        ca_subject: CaSubject {
-            country: config.ca_subject.country.clone(),
-            organization: config.ca_subject.organization.clone(),
-            common_name: config.ca_subject.common_name.clone(),
-        },
-        ca_ttl: config.ca_ttl,
-        ca_key_type: config.ca_key_type,
-        jwt_key_type: (!config.disable_jwt_svids).then_some(config.jwt_key_type),
-        default_x509_svid_ttl: config.default_x509_svid_ttl,
-        default_jwt_svid_ttl: config.default_jwt_svid_ttl,
-        agent_ttl: config.agent_ttl,
-        jwt_issuer: config.jwt_issuer.clone(),
-    }
-}
-
-fn attestors(config: &Config, replica: &Replica, entropy: &Entropy) -> Result<Vec<Arc<dyn NodeAttestor>>, StartError> {
-    let attestor = |configured: &AttestorConfig| -> Result<Arc<dyn NodeAttestor>, StartError> {
-        match configured {
-            AttestorConfig::JoinToken => Ok(Arc::new(JoinTokens::new(replica.clone()))),
-            AttestorConfig::X509Pop(options) => {
-                let mode = match &options.roots {
-                    X509PopRoots::ExternalPki(certificates) => {
-                        x509pop::Mode::Authorities { certificates: certificates.clone() }
-                    }
-                    X509PopRoots::Spiffe { prefix } => x509pop::Mode::Spiffe { prefix: prefix.clone() },
-                };
-                let settings = x509pop::Settings {
-                    mode,
-                    agent_path_template: options.agent_path_template.clone(),
-                    max_intermediates: options.max_intermediates,
-                    max_rsa_key_size: options.max_rsa_key_size,
-                    verify_client_ip: options.verify_client_ip,
-                };
-                let made = X509Pop::new(&settings, replica.clone(), entropy.clone());
-                Ok(Arc::new(made.map_err(StartError::X509Pop)?))
-            }
-        }
-    };
-    config.node_attestors.iter().map(attestor).collect()
-}
-
-/// Starts to record metrics if they are to be shown; without a reader nothing is recorded.
-fn record_metrics(config: &Config) -> Result<Option<metrics::Recorded>, StartError> {
-    if config.telemetry.prometheus.is_none() {
-        return Ok(None);
-    }
-    let mut labels = Vec::new();
-    if config.telemetry.trust_domain_label {
-        labels.push(("trust_domain", config.trust_domain.to_string()));
-    }
-    if config.telemetry.hostname_label
-        && let Ok(host) = std::fs::read_to_string("/proc/sys/kernel/hostname")
-    {
-        labels.push(("host", host.trim().to_owned()));
-    }
-    metrics::install("spire_server", &config.telemetry, &labels).map(Some).map_err(StartError::Metrics)
-}
-
-/// The pages that are served over HTTP, their listeners bound.
-async fn pages(
-    config: &Config,
-    health: &Health,
-    recorded: Option<&metrics::Recorded>,
-) -> Result<Vec<(&'static str, TcpListener, http::Answer)>, StartError> {
-    let mut pages = Vec::new();
-    if let Some(HealthPages { address, port, live_path, ready_path }) = &config.health {
-        let answer = health.answer(live_path.clone(), ready_path.clone());
-        pages.push(("health checks", listen_by_name(address, *port).await?, answer));
-    }
-    if let (Some((address, port)), Some(recorded)) = (&config.telemetry.prometheus, recorded) {
-        pages.push(("metrics", listen_by_name(address, *port).await?, recorded.answer()));
-    }
-    Ok(pages)
-}
-
-async fn listen_by_name(host: &str, port: u16) -> Result<TcpListener, StartError> {
-    TcpListener::bind((host, port))
-        .await
-        .map_err(|source| StartError::Listen { address: format!("{host}:{port}"), source })
-}
-
-/// Says how the store does, whenever that changes.
-async fn watch_health(replica: Replica, health: Health, stop: Shutdown) {
-    const PART: &str = "catalog.datastore";
-    let mut standing = replica.health();
-    loop {
-        match &*standing.borrow_and_update() {
-            history::Health::Attached => health.ready(PART),
-            history::Health::Detached => {
-                tracing::error!("The data store is out of reach: nothing is written until it is back");
-                health.waiting(PART, "out of reach");
-            }
-            history::Health::NeedsRestart(error) => {
-                tracing::error!(error = telemetry::chain(error), "The data store failed: restart the server");
-                health.failed(PART, telemetry::chain(error));
-            }
-            history::Health::Ended => health.waiting(PART, "closed"),
-        }
-        tokio::select! {
-            changed = standing.changed() => if changed.is_err() { return },
-            () = stop.requested() => return,
-        }
-    }
 }
 
 #[cfg(test)]

@@ -67,7 +67,8 @@ async fn a_server_serves_both_listeners_and_drains_when_it_is_asked_to_stop() {
     let trust_domain = TrustDomain::parse("example.org").unwrap();
     let bundle = Bundle::clone(server.replica.latest().bundle(&trust_domain).unwrap());
     let (trigger, stop) = Shutdown::new();
-    let running = tokio::spawn(server.run(stop));
+    let tasks = Tasks::new(trigger.clone());
+    tasks.spawn("server", server.run(stop));
 
     let local = dial::unix(&socket).await.unwrap();
     let health = HealthClient::new(local.clone()).check(HealthCheckRequest::default()).await.unwrap();
@@ -84,7 +85,7 @@ async fn a_server_serves_both_listeners_and_drains_when_it_is_asked_to_stop() {
     assert_eq!(unknown.code(), tonic::Code::Unimplemented);
 
     trigger.request();
-    tokio::time::timeout(DRAIN, running).await.unwrap().unwrap();
+    assert!(tasks.join_all(DRAIN).await.is_empty());
     assert!(dial::unix(&socket).await.is_err());
 }
 

@@ -15,6 +15,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::admission::Admission;
 use super::core::{Core, reason_of};
+use super::page;
 use super::status::{Class, Failure};
 use super::stream::{self, Answers};
 use super::wire;
@@ -169,11 +170,11 @@ impl proto::agent_server::Agent for AgentService {
         let admission = Admission::take(&mut request)?;
         let request = request.into_inner();
         let filter = list::Filter::of_list(request.filter)?;
-        let page = wire::page(request.page_size, &request.page_token)
+        let page = page::page(request.page_size, &request.page_token)
             .map_err(|error| Failure::internal("failed to list agents").because(error))?;
         let state = self.core.current("failed to list agents").await?;
         let rows = filter.apply(state.agents_after(page.map_or(0, |page| page.after)));
-        let (agents, next_page_token) = wire::cut(rows.map(|agent| (agent.ordinal, agent)), page);
+        let (agents, next_page_token) = page::cut(rows.map(|agent| (agent.ordinal, agent)), page);
         let agents = agents.into_iter().map(|agent| wire::agent(agent, request.output_mask.as_ref())).collect();
         self.core.audit.record(&admission, Outcome::Success, Fields::default);
         Ok(Response::new(proto::ListAgentsResponse { agents, next_page_token }))

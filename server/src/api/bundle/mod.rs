@@ -11,6 +11,7 @@ use tonic::{Request, Response, Status};
 use self::federated::Storing;
 use super::admission::Admission;
 use super::core::Core;
+use super::page;
 use super::status::{Class, Failure};
 use super::wire;
 use crate::audit::{Fields, Outcome};
@@ -114,7 +115,7 @@ impl proto::bundle_server::Bundle for BundleService {
         let admission = Admission::take(&mut request)?;
         let request = request.into_inner();
         let operation = "failed to list bundles";
-        let page = wire::page(request.page_size, &request.page_token)
+        let page = page::page(request.page_size, &request.page_token)
             .map_err(|error| Failure::internal(operation).because(error))?;
         let state = self.core.current(operation).await?;
         let after = page.map_or(0, |page| page.after);
@@ -122,7 +123,7 @@ impl proto::bundle_server::Bundle for BundleService {
             .bundles_in_order()
             .into_iter()
             .filter(|(ordinal, bundle)| *ordinal > after && bundle.trust_domain != self.core.trust_domain);
-        let (bundles, next_page_token) = wire::cut(foreign, page);
+        let (bundles, next_page_token) = page::cut(foreign, page);
         let bundles = bundles.into_iter().map(|bundle| wire::bundle(bundle, request.output_mask.as_ref())).collect();
         self.core.audit.record(&admission, Outcome::Success, Fields::default);
         Ok(Response::new(proto::ListFederatedBundlesResponse { bundles, next_page_token }))

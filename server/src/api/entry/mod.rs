@@ -13,6 +13,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::admission::Admission;
 use super::core::Core;
+use super::page;
 use super::status::{self, Failure};
 use super::stream::{self, Answers};
 use super::wire;
@@ -164,7 +165,7 @@ impl proto::entry_server::Entry for EntryService {
         let request = request.into_inner();
         let operation = "failed to list entries";
         let filter = list::of_list(request.filter, &self.core.trust_domain)?;
-        let paging = match wire::page(request.page_size, &request.page_token)
+        let paging = match page::page(request.page_size, &request.page_token)
             .map_err(|error| Failure::internal(operation).because(error))?
         {
             Some(page) => Paging::Page { size: page.size, after: page.after },

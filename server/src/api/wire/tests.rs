@@ -1,5 +1,3 @@
-use proptest::prelude::*;
-
 use super::*;
 
 fn own() -> TrustDomain {
@@ -70,39 +68,4 @@ fn times_of_every_size_are_kept() {
     assert_eq!(lifetime(0), None);
     assert_eq!(lifetime(-5), None);
     assert_eq!(lifetime(60), Some(Duration::from_secs(60)));
-}
-
-proptest! {
-    /// Whatever the size of the pages, a client that follows the tokens sees every row once, in order, and then an
-    /// empty page.
-    #[test]
-    fn pages_cover_a_list_exactly(
-        rows in proptest::collection::btree_set(1_u64..500, 0..60),
-        size in 1_i32..20,
-    ) {
-        let rows: Vec<u64> = rows.into_iter().collect();
-        let (mut token, mut seen) = (String::new(), Vec::new());
-        loop {
-            let page = page(size, &token).unwrap().unwrap();
-            let after = rows.iter().filter(|row| **row > page.after).map(|row| (*row, row));
-            let (taken, next) = cut(after, Some(page));
-            prop_assert_eq!(taken.is_empty(), next.is_empty());
-            seen.extend(taken.into_iter().copied());
-            token = next;
-            if token.is_empty() { break; }
-        }
-        prop_assert_eq!(seen, rows);
-    }
-
-    #[test]
-    fn page_tokens_are_numbers_or_refused(token in ".{0,12}") {
-        let parsed = page(1, &token);
-        match token.parse::<u64>() {
-            Ok(after) => prop_assert_eq!(parsed.unwrap(), Some(Page { size: 1, after })),
-            Err(_) if token.is_empty() => prop_assert_eq!(parsed.unwrap(), Some(Page { size: 1, after: 0 })),
-            Err(_) => prop_assert!(parsed.is_err()),
-        }
-        prop_assert_eq!(page(0, &token).unwrap(), None);
-        prop_assert_eq!(page(-1, &token).unwrap(), None);
-    }
 }
