@@ -4,6 +4,7 @@
 //! the reading: all of them are reported at once, with file, line, key and remedy.
 
 pub mod checked;
+mod plugins;
 pub mod raw;
 
 use std::path::PathBuf;
