@@ -7,7 +7,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::wait;
@@ -85,14 +85,13 @@ impl Client {
         let status =
             wait::until("the client's end", Duration::from_secs(30), async || self.child.try_wait().ok().flatten())
                 .await?;
-        // The reader has everything once the pipe is closed; its last line is known.
-        let end =
-            self.next("the client's last line", 0, |value| value["event"] == "end" || value["event"] == "error").await;
-        ensure!(status.success(), "the client ended with {status}: {:#?}", self.printed());
-        match end? {
-            last if last["event"] == "end" => Ok(self.printed()),
-            last => bail!("the client failed: {last}"),
-        }
+        // The reader has everything once the pipe is closed; a watch also reports errors that it got over.
+        let end = wait::until("the client's last line", Duration::from_secs(10), async || {
+            self.printed().pop().filter(|last| last["event"] == "end" || last["event"] == "error")
+        });
+        let end = end.await.with_context(|| format!("{status}, printed: {:#?}", self.printed()))?;
+        ensure!(status.success() && end["event"] == "end", "the client ended with {status}: {:#?}", self.printed());
+        Ok(self.printed())
     }
 
     /// Waits for the program's end, whatever its outcome.

@@ -89,6 +89,8 @@ impl Names {
             () if hex(word) && word.len() == 40 => "key-id",
             () if parts.len() == 3 && word.starts_with("eyJ") => "jwt",
             () if word.len() >= 60 => return "<base64>".into(),
+            // Key ids and coordinates of keys: random letters and digits.
+            () if word.len() >= 32 && mixed(word) => "random",
             () => return word.to_owned(),
         };
         if let Some(name) = self.known.get(word) {
@@ -99,6 +101,11 @@ impl Names {
         self.known.insert(word.to_owned(), name.clone());
         name
     }
+}
+
+fn mixed(word: &str) -> bool {
+    word.chars().any(|character| character.is_ascii_digit())
+        && word.chars().any(|character| character.is_ascii_uppercase())
 }
 
 /// `2026-11-23 23:00:00 +0000 UTC` and its relatives become `<time>`, durations `<duration>`.
@@ -115,11 +122,12 @@ fn times(line: &str) -> String {
     };
     for word in line.split(' ') {
         let last = words.last().map(String::as_str);
-        if last == Some("<time>") && (is_time(word) || is_zone(word)) {
+        if last.is_some_and(|last| last.ends_with("<time>")) && (is_time(word) || is_zone(word)) {
             continue;
         }
-        words.push(if is_date(word) {
-            "<time>".into()
+        let (label, value) = word.rsplit_once('\t').unwrap_or(("", word));
+        words.push(if is_date(value) {
+            format!("{label}{}<time>", if label.is_empty() { "" } else { "\t" })
         } else if last == Some("after") && is_duration(word) {
             "<duration>".into()
         } else {
