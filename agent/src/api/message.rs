@@ -27,7 +27,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const PREFIX: usize = 5;
 
 /// The one message of a request.
-pub(super) async fn read<M: Message + Default>(headers: &HeaderMap, body: Body) -> Result<M, Status> {
+///
+/// # Errors
+/// If it is compressed, malformed, too large, late, or does not come at all.
+pub async fn read<M: Message + Default>(headers: &HeaderMap, body: Body) -> Result<M, Status> {
     if headers.get("grpc-encoding").is_some_and(|encoding| encoding != "identity") {
         let mut status = Status::unimplemented("compressed requests are not supported");
         status.metadata_mut().insert("grpc-accept-encoding", tonic::metadata::MetadataValue::from_static("identity"));

@@ -4,7 +4,7 @@
 mod debug;
 mod health;
 mod logger;
-mod message;
+pub mod message;
 mod reflection;
 mod status;
 mod streams;

@@ -44,6 +44,22 @@ pub struct Mistake {
     pub remedy: String,
 }
 
+/// A key as a terminal may see it: whoever wrote the file chose it.
+fn shown(key: &str) -> String {
+    let escaped = key.chars().map(|c| if c.is_control() { c.escape_default().collect() } else { c.to_string() });
+    shortened(escaped.collect())
+}
+
+/// A message without the middle of the value that it quotes, if that is long: what is wrong stands at its end.
+fn shortened(message: String) -> String {
+    const KEPT: usize = 200;
+    if message.len() <= 2 * KEPT + 16 {
+        return message;
+    }
+    let (start, end) = (message.floor_char_boundary(KEPT), message.ceil_char_boundary(message.len() - KEPT));
+    format!("{}…{}", message.get(..start).unwrap_or_default(), message.get(end..).unwrap_or_default())
+}
+
 /// Mistakes (which refuse the configuration) and warnings (which do not), shared by all sections of a document.
 #[derive(Clone, Debug, Default)]
 pub struct Mistakes {
@@ -64,7 +80,8 @@ impl Mistakes {
         message: impl Into<String>,
         remedy: impl Into<String>,
     ) {
-        let mistake = Mistake { line, key: key.into(), message: message.into(), remedy: remedy.into() };
+        let mistake =
+            Mistake { line, key: shown(&key.into()), message: shortened(message.into()), remedy: remedy.into() };
         self.inner.borrow_mut().0.push(mistake);
     }
 
@@ -81,7 +98,8 @@ impl Mistakes {
         message: impl Into<String>,
         remedy: impl Into<String>,
     ) {
-        let mistake = Mistake { line, key: key.into(), message: message.into(), remedy: remedy.into() };
+        let mistake =
+            Mistake { line, key: shown(&key.into()), message: shortened(message.into()), remedy: remedy.into() };
         self.inner.borrow_mut().1.push(mistake);
     }
 

@@ -176,6 +176,16 @@ fn integers_of_every_base() {
     }
 }
 
+#[test]
+fn hostile_texts_are_told_short_and_without_control_characters() {
+    let mistakes = Mistakes::new();
+    let long = format!("{:?}: is wrong", "\u{430}".repeat(1 << 20));
+    mistakes.refuse(None, "server.a\u{1b}[2J\nb", long, "remove it");
+    let (refused, _) = mistakes.take();
+    assert_eq!(refused[0].key, "server.a\\u{1b}[2J\\nb");
+    assert!(refused[0].message.len() < 512 && refused[0].message.ends_with(": is wrong"), "{}", refused[0].message);
+}
+
 proptest! {
     #[test]
     fn never_panics(text in "\\PC*") {

@@ -141,6 +141,11 @@ async fn answer(mut open: Open, mut request: Request<Incoming>) -> Response<Repl
         return refused(reason.status());
     }
     let timeout = match timeout(request.headers()) {
+        // Not left to the timer: an answer that is there at once would be faster.
+        Ok(Some(Duration::ZERO)) => {
+            open.finished = true;
+            return refused(too_late());
+        }
         Ok(timeout) => timeout,
         Err(status) => {
             open.finished = true;
@@ -168,11 +173,15 @@ async fn answer(mut open: Open, mut request: Request<Incoming>) -> Response<Repl
     }
 }
 
+fn too_late() -> Status {
+    Status::deadline_exceeded("the caller's time for this call is over")
+}
+
 async fn given_time(timeout: Option<Duration>) -> Status {
     match timeout {
         Some(timeout) => {
             tokio::time::sleep(timeout).await;
-            Status::deadline_exceeded("the caller's time for this call is over")
+            too_late()
         }
         None => std::future::pending().await,
     }
