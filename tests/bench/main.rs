@@ -348,7 +348,9 @@ async fn connected(node: &node::Node, kind: Kind) -> Result<Option<Held>> {
         return Ok(None);
     }
     let (send, receive) = tokio::sync::mpsc::channel(4);
-    let hello = SubscribeRequest { message: Some(subscribe_request::Message::Hello(Hello::default())) };
+    // A digest of no view there is, so that the server compares.
+    let hello = Hello { digest: vec![0; 32].into(), ..Hello::default() };
+    let hello = SubscribeRequest { message: Some(subscribe_request::Message::Hello(hello)) };
     send.send(hello).await?;
     let mut client = SyncClient::new(node.channel.clone());
     let mut answers = client.subscribe(tokio_stream::wrappers::ReceiverStream::new(receive)).await?.into_inner();

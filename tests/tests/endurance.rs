@@ -129,20 +129,20 @@ async fn a_server_that_is_away_costs_nothing_until_expiry() -> Result<()> {
     let newcomer = Workload::follow(&agent.socket(), None);
     assert_eq!(newcomer.first(Duration::from_secs(5)).await?.svid.serial, held.svid.serial);
 
-    // Nothing expired is served: after the end of its life the answer is Unavailable.
-    let mut client = SpiffeWorkloadApiClient::new(unix(&agent.socket()).await?);
-    let status = wait::until("the end of the SVID's life", Duration::from_secs(40), async || {
-        let answer = async { client.fetch_x509svid(secured(X509svidRequest {})).await?.into_inner().message().await };
-        match tokio::time::timeout(Duration::from_millis(500), answer).await {
-            Ok(Ok(Some(_))) => {
-                (SystemTime::now() > held.svid.not_after).then(|| Err(anyhow::anyhow!("an expired SVID was served")))
-            }
-            Ok(Ok(None)) => Some(Err(anyhow::anyhow!("the stream ended with OK"))),
-            Ok(Err(status)) => Some(Ok(status)),
-            Err(_) => None,
-        }
+    // Nothing expired is served: the open stream ends with Unavailable, and so does a new call, which waits in vain.
+    let ended = wait::until("the end of the SVID's life", Duration::from_secs(40), async || {
+        newcomer.ended.lock().ok()?.clone()
     })
-    .await??;
+    .await?;
+    assert_eq!(ended.code(), Code::Unavailable, "{ended:?}");
+    assert!(SystemTime::now() >= held.svid.not_after, "the stream ended before its SVID did");
+    let mut client = SpiffeWorkloadApiClient::new(unix(&agent.socket()).await?);
+    let answer = async { client.fetch_x509svid(secured(X509svidRequest {})).await?.into_inner().message().await };
+    let status = tokio::time::timeout(Duration::from_secs(60), answer)
+        .await
+        .context("no answer at all")?
+        .err()
+        .context("an expired SVID was served")?;
     assert_eq!(status.code(), Code::Unavailable, "{status:?}");
 
     server.start_again().await?;
@@ -236,7 +236,10 @@ async fn a_ban_ends_open_streams_with_its_reason() -> Result<()> {
     let node = node(&server).await?;
     let channel = tls(node.address, loopback(1)?, Some(node.presented.clone())).await?;
     let (send, receive) = tokio::sync::mpsc::channel(1);
-    send.send(SubscribeRequest { message: Some(subscribe_request::Message::Hello(Hello::default())) }).await?;
+    send.send(SubscribeRequest {
+        message: Some(subscribe_request::Message::Hello(Hello { digest: vec![0; 32].into(), ..Hello::default() })),
+    })
+    .await?;
     let mut stream =
         SyncClient::new(channel).subscribe(tokio_stream::wrappers::ReceiverStream::new(receive)).await?.into_inner();
     stream.message().await?.context("no first message")?;
