@@ -5,16 +5,17 @@
 
 mod desired;
 pub mod issue;
+mod issuer;
 mod jwt;
 mod signer;
 mod snapshot;
+mod state;
+mod subscription;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use async_trait::async_trait;
-use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use runtime::clock::Clock;
 use runtime::entropy::Entropy;
@@ -24,18 +25,15 @@ use spiffe::id::{SpiffeId, TrustDomain};
 use spiffe::renew::RenewAt;
 use spiffe::selector::SelectorSet;
 use tokio::sync::watch;
-use zeroize::Zeroizing;
 
 pub use self::desired::{Changed, Entry, EntryId, Update};
+pub use self::issuer::{IssueError, Issuer, SignedJwt, SigningRequest};
 pub use self::jwt::JwtSvid;
 pub use self::snapshot::{HeldSvid, View};
+pub use self::subscription::Subscription;
 
-use crate::taint;
-
-use self::desired::Desired;
-use self::issue::{Candidate, Demand, Held, Plan};
 use self::jwt::{Found, JwtCache, Key};
-use self::snapshot::Views;
+use self::state::{State, build};
 
 /// How many JWT-SVIDs one request of a workload asks the server for at the same time.
 const JWT_FETCHES_AT_ONCE: usize = 8;
@@ -72,66 +70,6 @@ pub enum CacheError {
     Issue(#[source] IssueError),
 }
 
-/// Why the server signed nothing.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum IssueError {
-    /// The call failed.
-    #[error("the server did not answer the request to sign")]
-    Call(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The call took too long.
-    #[error("the server did not sign in time")]
-    Deadline,
-    /// The server answered this item with an error.
-    #[error("the server refused to sign (code {code}): {message}")]
-    Refused {
-        /// The gRPC code of the item.
-        code: i32,
-        /// What the server says of it.
-        message: String,
-    },
-    /// The server's answer cannot be used.
-    #[error("the server's answer is malformed: {0}")]
-    Malformed(&'static str),
-    /// The answer is no SVID of the wanted identity and key.
-    #[error("the server signed something else than what it was asked for")]
-    Foreign,
-    /// The local key or request could not be made.
-    #[error("could not make a key")]
-    Key(#[source] crate::keys::KeyError),
-}
-
-/// One X.509-SVID to be signed.
-#[derive(Debug, Clone)]
-pub struct SigningRequest {
-    /// The entry it is for.
-    pub entry_id: EntryId,
-    /// A PKCS#10 request (DER) with the new key.
-    pub csr: Bytes,
-}
-
-/// A token as the server signed it.
-pub struct SignedJwt {
-    /// Its compact form.
-    pub token: Zeroizing<String>,
-    /// Its subject.
-    pub id: SpiffeId,
-    /// When it was signed.
-    pub issued_at: SystemTime,
-    /// From when on it is worthless.
-    pub expires_at: SystemTime,
-}
-
-/// The server, as the one who signs.
-#[async_trait]
-pub trait Issuer: Send + Sync {
-    /// Signs X.509-SVIDs; answers with one chain (DER, leaf first) or refusal for each request, in their order.
-    async fn sign_x509(&self, requests: &[SigningRequest]) -> Result<Vec<Result<Vec<Bytes>, IssueError>>, IssueError>;
-
-    /// Signs one JWT-SVID.
-    async fn sign_jwt(&self, entry: &EntryId, audience: &[String]) -> Result<SignedJwt, IssueError>;
-}
-
 /// What the cache holds, counted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -162,35 +100,6 @@ struct Inner {
     synced: watch::Sender<Option<SystemTime>>,
 }
 
-struct State {
-    desired: Desired,
-    credentials: HashMap<EntryId, Credential>,
-    signing: HashSet<EntryId>,
-    refused: HashMap<EntryId, Refused>,
-    views: Views,
-    tick: u64,
-    // The server was heard from since the signer last looked: an earlier failure is no reason to wait.
-    heard: bool,
-    // The signer is waiting out a failure.
-    waiting: bool,
-}
-
-struct Credential {
-    svid: Arc<HeldSvid>,
-    revision: i64,
-    received_at: SystemTime,
-    renew_at: SystemTime,
-    // The key that signed the end of the chain, by which a tainted authority is recognised.
-    authority_key_id: Option<Bytes>,
-    last_used: u64,
-}
-
-#[derive(Clone, Copy)]
-struct Refused {
-    retry_at: SystemTime,
-    wait: Duration,
-}
-
 impl Cache {
     /// An empty cache of a trust domain, which has nothing to say until the first [`Cache::apply`].
     pub fn new(
@@ -200,23 +109,13 @@ impl Cache {
         clock: Clock,
         entropy: Entropy,
     ) -> Self {
-        let state = State {
-            desired: Desired::new(Arc::new(Bundle::empty(trust_domain))),
-            credentials: HashMap::new(),
-            signing: HashSet::new(),
-            refused: HashMap::new(),
-            views: Views::default(),
-            tick: 0,
-            heard: false,
-            waiting: false,
-        };
         let inner = Inner {
             clock,
             entropy,
             limits,
             issuer,
             signer: Nudge::new(),
-            state: Mutex::new(state),
+            state: Mutex::new(State::new(trust_domain)),
             jwt: Mutex::new(JwtCache::new(limits.jwt_svids)),
             synced: watch::Sender::new(None),
         };
@@ -432,178 +331,5 @@ impl Inner {
             .map(|(id, _)| Arc::clone(id))
             .collect();
         state.forget(&expired, now);
-    }
-}
-
-fn build(
-    desired: &Desired,
-    credentials: &HashMap<EntryId, Credential>,
-    selectors: &SelectorSet,
-    now: SystemTime,
-) -> View {
-    let held = |id: &EntryId| credentials.get(id).map(|credential| Arc::clone(&credential.svid));
-    View::build(desired, desired.matching(selectors), held, now)
-}
-
-impl State {
-    /// Takes a step; answers the entries whose tokens end, and the own bundle if any bundle changed.
-    fn apply(&mut self, update: Update, now: SystemTime) -> (Vec<EntryId>, Option<Arc<Bundle>>) {
-        self.heard = true;
-        let (changed, bundles_changed) = self.desired.apply(update);
-        let mut ended = Vec::new();
-        for change in &changed {
-            let Some(id) = change.before.as_ref().or(change.after.as_ref()).map(|entry| &entry.id) else { continue };
-            self.refused.remove(id);
-            if change.before.is_some() {
-                ended.push(Arc::clone(id));
-            }
-            if change.ends_credentials() {
-                self.credentials.remove(id);
-                self.signing.remove(id);
-            }
-        }
-        if bundles_changed {
-            self.renew_tainted(now);
-        }
-        let Self { desired, credentials, views, .. } = self;
-        // From some number on it is cheaper to build every view than to ask which are concerned.
-        let many = bundles_changed || changed.len() > 64;
-        let touches = |selectors: &SelectorSet, changed: &Changed| {
-            let matches = |entry: &Arc<Entry>| entry.selectors.is_subset_of(selectors);
-            changed.before.iter().chain(&changed.after).any(matches)
-        };
-        views.rebuild(
-            |selectors, _| many || changed.iter().any(|changed| touches(selectors, changed)),
-            |selectors| build(desired, credentials, selectors, now),
-        );
-        (ended, bundles_changed.then(|| Arc::clone(self.desired.own())))
-    }
-
-    /// Draws the renewal of every credential that a tainted authority signed to now.
-    fn renew_tainted(&mut self, now: SystemTime) {
-        let tainted = taint::authorities(self.desired.own());
-        if tainted.is_empty() {
-            return;
-        }
-        for credential in self.credentials.values_mut() {
-            if credential.authority_key_id.as_ref().is_some_and(|key_id| tainted.contains(key_id)) {
-                let svid = &credential.svid;
-                let soonest = credential.received_at + RenewAt::least_distance(svid.not_before, svid.not_after);
-                credential.renew_at = credential.renew_at.min(soonest.max(now));
-            }
-        }
-    }
-
-    /// Whether exactly this form of the entry is held.
-    fn wants(&self, entry: &Entry) -> bool {
-        self.desired.entry(&entry.id).is_some_and(|held| {
-            held.revision == entry.revision && held.created_at == entry.created_at && held.spiffe_id == entry.spiffe_id
-        })
-    }
-
-    fn plan(&self, limit: usize, now: SystemTime) -> Plan {
-        let followed: HashSet<EntryId> = self.views.followed().collect();
-        let candidates: Vec<Candidate> = self
-            .desired
-            .entries()
-            .filter(|entry| !entry.store_svid)
-            .map(|entry| {
-                let credential = self.credentials.get(&entry.id);
-                Candidate {
-                    held: credential.map(|credential| Held {
-                        renew_at: credential.renew_at,
-                        not_after: credential.svid.not_after,
-                        outdated: credential.revision != entry.revision,
-                    }),
-                    demand: if followed.contains(&entry.id) {
-                        Demand::Subscribed
-                    } else if entry.disable_x509_svid_prefetch {
-                        Demand::OnDemand
-                    } else {
-                        Demand::Prefetch
-                    },
-                    last_used: credential.map_or(0, |credential| credential.last_used),
-                    signing: self.signing.contains(&entry.id),
-                    retry_at: self.refused.get(&entry.id).map(|refused| refused.retry_at),
-                    entry: Arc::clone(&entry.id),
-                }
-            })
-            .collect();
-        issue::plan(&candidates, limit, now)
-    }
-
-    fn forget(&mut self, ids: &HashSet<EntryId>, now: SystemTime) {
-        if ids.is_empty() {
-            return;
-        }
-        self.credentials.retain(|id, _| !ids.contains(id));
-        self.rebuild_around(ids, now);
-    }
-
-    /// Hands new views to those who follow one of these entries.
-    fn rebuild_around(&mut self, ids: &HashSet<EntryId>, now: SystemTime) {
-        let Self { desired, credentials, views, .. } = self;
-        views.rebuild(
-            |_, view| view.entries.iter().any(|entry| ids.contains(&entry.id)),
-            |selectors| build(desired, credentials, selectors, now),
-        );
-    }
-}
-
-/// One process's claim to its view. Dropping it ends the claim.
-pub struct Subscription {
-    cache: Arc<Inner>,
-    selectors: SelectorSet,
-    receiver: watch::Receiver<Arc<View>>,
-}
-
-impl Subscription {
-    /// The view now at the first call, then the newest after each change. Views in between are skipped, and none holds
-    /// anything expired. `None` when there will be no further view.
-    pub async fn changed(&mut self) -> Option<Arc<View>> {
-        loop {
-            self.receiver.changed().await.ok()?;
-            let view = Arc::clone(&self.receiver.borrow_and_update());
-            if view.is_valid_at(self.cache.clock.now()) {
-                return Some(view);
-            }
-            self.cache.expire();
-            self.cache.signer.nudge();
-        }
-    }
-
-    /// The view now, without anything expired, whether or not it was seen before.
-    pub fn current(&self) -> Arc<View> {
-        let view = Arc::clone(&self.receiver.borrow());
-        if view.is_valid_at(self.cache.clock.now()) {
-            return view;
-        }
-        self.cache.expire();
-        self.cache.signer.nudge();
-        Arc::clone(&self.receiver.borrow())
-    }
-
-    /// The selectors it was made with.
-    pub fn selectors(&self) -> &SelectorSet {
-        &self.selectors
-    }
-}
-
-impl Drop for Subscription {
-    fn drop(&mut self) {
-        let mut state = self.cache.state();
-        let Some(last) = state.views.unsubscribe(&self.selectors) else { return };
-        state.tick += 1;
-        let tick = state.tick;
-        for entry in &last.entries {
-            if let Some(credential) = state.credentials.get_mut(&entry.id) {
-                credential.last_used = tick;
-            }
-        }
-        let beyond = state.credentials.len() > self.cache.limits.x509_svids;
-        drop(state);
-        if beyond {
-            self.cache.signer.nudge();
-        }
     }
 }

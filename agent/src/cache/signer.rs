@@ -15,7 +15,8 @@ use spiffe::x509::{KeyType, PrivateKey, X509Svid};
 
 use super::desired::{Entry, EntryId};
 use super::snapshot::HeldSvid;
-use super::{Cache, Credential, IssueError, Refused, SigningRequest, issue};
+use super::state::{Credential, Refused};
+use super::{Cache, IssueError, SigningRequest, issue};
 use crate::keys::{KeyError, new_workload_key};
 use crate::taint;
 

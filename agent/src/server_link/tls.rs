@@ -105,6 +105,7 @@ fn refused<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a PeerRefused> {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "real sockets need real time")]
 mod tests {
     use std::collections::BTreeMap;
     use std::sync::Mutex;

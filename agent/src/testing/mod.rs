@@ -1,6 +1,9 @@
 //! The agent's core against a server in memory, in virtual time.
 
+#![allow(clippy::disallowed_methods, reason = "tests end their tasks with their runtime")]
+
 mod authority;
+mod dial;
 mod journeys;
 mod server;
 
@@ -19,7 +22,8 @@ use spiffe::x509::KeyType;
 use tokio::task::JoinHandle;
 
 pub(crate) use self::authority::Authority;
-use self::server::{Fake, FakeDial};
+use self::dial::FakeDial;
+use self::server::Fake;
 use crate::attest::{NodeProver, ProveError};
 use crate::cache::{Cache, Limits, Subscription, View};
 use crate::identity::{DataFile, Identity, IdentityError, Parts, UnknownAuthority};

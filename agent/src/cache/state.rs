@@ -1,0 +1,175 @@
+//! The one consistent state of the cache and what changes it; nothing here waits.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use spiffe::bundle::Bundle;
+use spiffe::id::TrustDomain;
+use spiffe::renew::RenewAt;
+use spiffe::selector::SelectorSet;
+
+use super::desired::{Changed, Desired, Entry, EntryId, Update};
+use super::issue::{self, Candidate, Demand, Held, Plan};
+use super::snapshot::{HeldSvid, View, Views};
+use crate::taint;
+
+/// Entries, credentials and views at one moment.
+pub(super) struct State {
+    pub(super) desired: Desired,
+    pub(super) credentials: HashMap<EntryId, Credential>,
+    pub(super) signing: HashSet<EntryId>,
+    pub(super) refused: HashMap<EntryId, Refused>,
+    pub(super) views: Views,
+    pub(super) tick: u64,
+    // The server was heard from since the signer last looked: an earlier failure is no reason to wait.
+    pub(super) heard: bool,
+    // The signer is waiting out a failure.
+    pub(super) waiting: bool,
+}
+
+pub(super) struct Credential {
+    pub(super) svid: Arc<HeldSvid>,
+    pub(super) revision: i64,
+    pub(super) received_at: SystemTime,
+    pub(super) renew_at: SystemTime,
+    // The key that signed the end of the chain, by which a tainted authority is recognised.
+    pub(super) authority_key_id: Option<Bytes>,
+    pub(super) last_used: u64,
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Refused {
+    pub(super) retry_at: SystemTime,
+    pub(super) wait: Duration,
+}
+
+pub(super) fn build(
+    desired: &Desired,
+    credentials: &HashMap<EntryId, Credential>,
+    selectors: &SelectorSet,
+    now: SystemTime,
+) -> View {
+    let held = |id: &EntryId| credentials.get(id).map(|credential| Arc::clone(&credential.svid));
+    View::build(desired, desired.matching(selectors), held, now)
+}
+
+impl State {
+    /// Nothing held, nothing known.
+    pub(super) fn new(trust_domain: TrustDomain) -> Self {
+        Self {
+            desired: Desired::new(Arc::new(Bundle::empty(trust_domain))),
+            credentials: HashMap::new(),
+            signing: HashSet::new(),
+            refused: HashMap::new(),
+            views: Views::default(),
+            tick: 0,
+            heard: false,
+            waiting: false,
+        }
+    }
+
+    /// Takes a step; answers the entries whose tokens end, and the own bundle if any bundle changed.
+    pub(super) fn apply(&mut self, update: Update, now: SystemTime) -> (Vec<EntryId>, Option<Arc<Bundle>>) {
+        self.heard = true;
+        let (changed, bundles_changed) = self.desired.apply(update);
+        let mut ended = Vec::new();
+        for change in &changed {
+            let Some(id) = change.before.as_ref().or(change.after.as_ref()).map(|entry| &entry.id) else { continue };
+            self.refused.remove(id);
+            if change.before.is_some() {
+                ended.push(Arc::clone(id));
+            }
+            if change.ends_credentials() {
+                self.credentials.remove(id);
+                self.signing.remove(id);
+            }
+        }
+        if bundles_changed {
+            self.renew_tainted(now);
+        }
+        let Self { desired, credentials, views, .. } = self;
+        // From some number on it is cheaper to build every view than to ask which are concerned.
+        let many = bundles_changed || changed.len() > 64;
+        let touches = |selectors: &SelectorSet, changed: &Changed| {
+            let matches = |entry: &Arc<Entry>| entry.selectors.is_subset_of(selectors);
+            changed.before.iter().chain(&changed.after).any(matches)
+        };
+        views.rebuild(
+            |selectors, _| many || changed.iter().any(|changed| touches(selectors, changed)),
+            |selectors| build(desired, credentials, selectors, now),
+        );
+        (ended, bundles_changed.then(|| Arc::clone(self.desired.own())))
+    }
+
+    /// Draws the renewal of every credential that a tainted authority signed to now.
+    fn renew_tainted(&mut self, now: SystemTime) {
+        let tainted = taint::authorities(self.desired.own());
+        if tainted.is_empty() {
+            return;
+        }
+        for credential in self.credentials.values_mut() {
+            if credential.authority_key_id.as_ref().is_some_and(|key_id| tainted.contains(key_id)) {
+                let svid = &credential.svid;
+                let soonest = credential.received_at + RenewAt::least_distance(svid.not_before, svid.not_after);
+                credential.renew_at = credential.renew_at.min(soonest.max(now));
+            }
+        }
+    }
+
+    /// Whether exactly this form of the entry is held.
+    pub(super) fn wants(&self, entry: &Entry) -> bool {
+        self.desired.entry(&entry.id).is_some_and(|held| {
+            held.revision == entry.revision && held.created_at == entry.created_at && held.spiffe_id == entry.spiffe_id
+        })
+    }
+
+    pub(super) fn plan(&self, limit: usize, now: SystemTime) -> Plan {
+        let followed: HashSet<EntryId> = self.views.followed().collect();
+        let candidates: Vec<Candidate> = self
+            .desired
+            .entries()
+            .filter(|entry| !entry.store_svid)
+            .map(|entry| {
+                let credential = self.credentials.get(&entry.id);
+                Candidate {
+                    held: credential.map(|credential| Held {
+                        renew_at: credential.renew_at,
+                        not_after: credential.svid.not_after,
+                        outdated: credential.revision != entry.revision,
+                    }),
+                    demand: if followed.contains(&entry.id) {
+                        Demand::Subscribed
+                    } else if entry.disable_x509_svid_prefetch {
+                        Demand::OnDemand
+                    } else {
+                        Demand::Prefetch
+                    },
+                    last_used: credential.map_or(0, |credential| credential.last_used),
+                    signing: self.signing.contains(&entry.id),
+                    retry_at: self.refused.get(&entry.id).map(|refused| refused.retry_at),
+                    entry: Arc::clone(&entry.id),
+                }
+            })
+            .collect();
+        issue::plan(&candidates, limit, now)
+    }
+
+    pub(super) fn forget(&mut self, ids: &HashSet<EntryId>, now: SystemTime) {
+        if ids.is_empty() {
+            return;
+        }
+        self.credentials.retain(|id, _| !ids.contains(id));
+        self.rebuild_around(ids, now);
+    }
+
+    /// Hands new views to those who follow one of these entries.
+    pub(super) fn rebuild_around(&mut self, ids: &HashSet<EntryId>, now: SystemTime) {
+        let Self { desired, credentials, views, .. } = self;
+        views.rebuild(
+            |_, view| view.entries.iter().any(|entry| ids.contains(&entry.id)),
+            |selectors| build(desired, credentials, selectors, now),
+        );
+    }
+}
