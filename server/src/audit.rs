@@ -4,19 +4,41 @@
 //! What is signed without changing a record (SVIDs of workloads) is released by the audit's [`Receipt`], as what
 //! changes one is released by the receipt of its commit.
 
-use std::fmt::Display;
+use std::net::IpAddr;
+use std::time::SystemTime;
 
+use spiffe::id::SpiffeId;
 use tonic::Code;
 
-use crate::api::admission::Admission;
-use crate::api::caller::CallerKind;
 use crate::authority::issue::{IssuedJwt, IssuedX509, Recorded, Unreleased};
+use crate::authority::profile::unix_seconds;
 
 /// Proof that the audit has seen a credential.
 #[derive(Debug)]
 pub struct Receipt(());
 
 impl Recorded for Receipt {}
+
+/// Who did it, and by which call.
+#[derive(Clone, Copy, Debug)]
+pub struct Actor<'a> {
+    /// Path of the method.
+    pub method: &'static str,
+    /// Tells the lines of one call together.
+    pub request_id: Option<&'a str>,
+    /// Where a network caller calls from.
+    pub address: Option<IpAddr>,
+    /// The SPIFFE ID that the caller proved.
+    pub id: Option<&'a SpiffeId>,
+    /// A local caller's user, group and process.
+    pub process: Option<(u32, u32, i32)>,
+}
+
+/// What tells who acts.
+pub trait Acting {
+    /// Who acts.
+    fn actor(&self) -> Actor<'_>;
+}
 
 /// How an item ended.
 #[derive(Clone, Copy, Debug)]
@@ -85,7 +107,7 @@ impl Audit {
     }
 
     /// Writes one line, if lines are written; `fields` is not asked otherwise.
-    pub fn record(&self, admission: &Admission, outcome: Outcome<'_>, fields: impl FnOnce() -> Fields) {
+    pub fn record(&self, by: &impl Acting, outcome: Outcome<'_>, fields: impl FnOnce() -> Fields) {
         if !self.lines {
             return;
         }
@@ -94,23 +116,20 @@ impl Audit {
             Outcome::Success => ("success", None, None),
             Outcome::Failed { code, text } => ("error", Some(format!("{code:?}")), Some(text)),
         };
-        let (uid, gid, pid) = match &admission.caller.kind {
-            CallerKind::Local(process) => (Some(process.uid), Some(process.gid), Some(process.pid)),
-            CallerKind::Anonymous | CallerKind::X509 { .. } => (None, None, None),
-        };
+        let Actor { method, request_id, address, id, process } = by.actor();
         tracing::info!(
             target: "audit",
             r#type = "audit",
-            request_id = admission.request_id.as_deref(),
-            method = admission.method.path,
+            request_id,
+            method,
             status,
             status_code = code,
             status_message = text,
-            caller_addr = shown(admission.caller.address.as_ref()),
-            caller_id = shown(admission.caller.id()),
-            caller_uid = uid,
-            caller_gid = gid,
-            caller_pid = pid,
+            caller_addr = address.map(tracing::field::display),
+            caller_id = id.map(tracing::field::display),
+            caller_uid = process.map(|(uid, ..)| uid),
+            caller_gid = process.map(|(_, gid, _)| gid),
+            caller_pid = process.map(|(.., pid)| pid),
             entry_id = fields.entry_id,
             spiffe_id = fields.spiffe_id,
             parent_id = fields.parent_id,
@@ -131,39 +150,29 @@ impl Audit {
     }
 
     /// Records the X509-SVID of a workload.
-    pub fn x509(
-        &self,
-        admission: &Admission,
-        issued: &Unreleased<IssuedX509>,
-        fields: impl FnOnce() -> Fields,
-    ) -> Receipt {
-        self.record(admission, Outcome::Success, || Fields {
+    pub fn x509(&self, by: &impl Acting, issued: &Unreleased<IssuedX509>, fields: impl FnOnce() -> Fields) -> Receipt {
+        self.record(by, Outcome::Success, || Fields {
             spiffe_id: Some(issued.id().to_string()),
-            expires_at: Some(crate::api::wire::seconds(issued.not_after())),
+            expires_at: seconds(issued.not_after()),
             ..fields()
         });
         Receipt(())
     }
 
     /// Records the JWT-SVID of a workload.
-    pub fn jwt(
-        &self,
-        admission: &Admission,
-        issued: &Unreleased<IssuedJwt>,
-        fields: impl FnOnce() -> Fields,
-    ) -> Receipt {
-        self.record(admission, Outcome::Success, || Fields {
+    pub fn jwt(&self, by: &impl Acting, issued: &Unreleased<IssuedJwt>, fields: impl FnOnce() -> Fields) -> Receipt {
+        self.record(by, Outcome::Success, || Fields {
             spiffe_id: Some(issued.id().to_string()),
-            expires_at: Some(crate::api::wire::seconds(issued.expires_at())),
+            expires_at: seconds(issued.expires_at()),
             ..fields()
         });
         Receipt(())
     }
 }
 
-/// `value` as a field of a line, left out if there is none.
-fn shown<T: Display>(value: Option<&T>) -> Option<tracing::field::DisplayValue<&T>> {
-    value.map(tracing::field::display)
+/// Whole seconds since 1970, as lines tell them.
+fn seconds(time: SystemTime) -> Option<i64> {
+    i64::try_from(unix_seconds(time)).ok()
 }
 
 /// SHA-256 of `bytes` in lower-case hex.

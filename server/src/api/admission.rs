@@ -18,11 +18,11 @@ use tonic::{Code, Status};
 use tower::Service;
 use transport::peer::Peer;
 
-use super::caller::Caller;
+use super::caller::{Caller, CallerKind};
 use super::core::Core;
 use super::permission::{self, Method, Role};
 use super::status::{Class, Failure};
-use crate::audit::{Fields, Outcome};
+use crate::audit::{Acting, Actor, Fields, Outcome};
 
 /// A caller that was let in, and what is known of the call.
 #[derive(Clone, Debug)]
@@ -46,6 +46,22 @@ impl Admission {
     /// Internal, if the request came past the gate, which no listener of ours lets it.
     pub fn take<T>(request: &mut tonic::Request<T>) -> Result<Self, Status> {
         request.extensions_mut().remove::<Self>().ok_or_else(|| Failure::internal("request was not authorized").into())
+    }
+}
+
+impl Acting for Admission {
+    fn actor(&self) -> Actor<'_> {
+        let process = match &self.caller.kind {
+            CallerKind::Local(process) => Some((process.uid, process.gid, process.pid)),
+            CallerKind::Anonymous | CallerKind::X509 { .. } => None,
+        };
+        Actor {
+            method: self.method.path,
+            request_id: self.request_id.as_deref(),
+            address: self.caller.address,
+            id: self.caller.id(),
+            process,
+        }
     }
 }
 

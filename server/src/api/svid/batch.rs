@@ -105,7 +105,7 @@ impl Desk {
             Err(failure) => {
                 let status = failure.item();
                 self.core.audit.record(
-                    &self.admission,
+                    &*self.admission,
                     Outcome::Failed { code: tonic::Code::from_i32(status.code), text: &status.message },
                     || about(item),
                 );
@@ -135,7 +135,7 @@ impl Desk {
             .issuer
             .workload_x509(&profile, &csr.spki_der, self.now)
             .map_err(|error| Failure::of_issue("failed to sign X509-SVID", error))?;
-        let receipt = self.core.audit.x509(&self.admission, &issued, || about(item));
+        let receipt = self.core.audit.x509(&*self.admission, &issued, || about(item));
         Ok(wire::x509_svid(issued.release(&receipt)))
     }
 }
