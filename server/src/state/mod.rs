@@ -146,18 +146,18 @@ impl State {
     }
 
     /// The entries with this parent, in the order of their creation.
-    pub fn entries_by_parent<'a, 'k>(&'a self, parent: &'k SpiffeId) -> impl Iterator<Item = &'a Arc<Entry>> {
+    pub fn entries_by_parent<'a>(&'a self, parent: &SpiffeId) -> impl Iterator<Item = &'a Arc<Entry>> {
         self.entries_of(&self.entries_by_parent, hash_of(parent.as_str()))
             .filter(move |entry| entry.parent_id == *parent)
     }
 
     /// The entries that give this SPIFFE ID, in the order of their creation.
-    pub fn entries_by_spiffe_id<'a, 'k>(&'a self, id: &'k SpiffeId) -> impl Iterator<Item = &'a Arc<Entry>> {
+    pub fn entries_by_spiffe_id<'a>(&'a self, id: &SpiffeId) -> impl Iterator<Item = &'a Arc<Entry>> {
         self.entries_of(&self.entries_by_spiffe_id, hash_of(id.as_str())).filter(move |entry| entry.spiffe_id == *id)
     }
 
     /// The entries that federate with this trust domain, in the order of their creation.
-    pub fn entries_federating_with<'a, 'k>(&'a self, domain: &'k TrustDomain) -> impl Iterator<Item = &'a Arc<Entry>> {
+    pub fn entries_federating_with<'a>(&'a self, domain: &TrustDomain) -> impl Iterator<Item = &'a Arc<Entry>> {
         self.entries_of(&self.entries_by_federation, hash_of(domain.as_str()))
             .filter(move |entry| entry.federates_with.contains(domain))
     }
@@ -175,7 +175,7 @@ impl State {
 
     /// The node aliases that an agent with these selectors has: entries below the server whose
     /// selectors are all among `selectors`.
-    pub fn aliases_within<'a, 'k>(&'a self, selectors: &'k SelectorSet) -> impl Iterator<Item = &'a Arc<Entry>> {
+    pub fn aliases_within<'a>(&'a self, selectors: &SelectorSet) -> impl Iterator<Item = &'a Arc<Entry>> {
         selectors.iter().flat_map(move |first| {
             self.entries_of(&self.aliases_by_first_selector, hash_of(first)).filter(move |entry| {
                 entry.selectors.iter().next() == Some(first)
@@ -214,7 +214,7 @@ impl State {
     }
 
     /// The agents whose selectors include all of `selectors`; none for the empty set.
-    pub fn agents_with<'a, 'k>(&'a self, selectors: &'k SelectorSet) -> impl Iterator<Item = &'a Arc<Agent>> {
+    pub fn agents_with<'a>(&'a self, selectors: &SelectorSet) -> impl Iterator<Item = &'a Arc<Agent>> {
         selectors.iter().next().into_iter().flat_map(move |first: &Selector| {
             self.agents_by_selector
                 .candidates(hash_of(first))
