@@ -96,9 +96,7 @@ pub async fn tls_once(host: &str, port: u16, tls: &Arc<ClientConfig>) -> Result<
         .connect_with_connector(service_fn(move |_| {
             let first = !std::mem::replace(&mut made, true);
             let (at, config) = (at.clone(), Arc::clone(&config));
-            async move {
-                if first { open(at, port, config).await } else { Err(io::ErrorKind::NotConnected.into()) }
-            }
+            async move { if first { open(at, port, config).await } else { Err(io::ErrorKind::NotConnected.into()) } }
         }))
         .await
         .map_err(|source| DialError::Connect { to: format!("{host}:{port}"), source })
