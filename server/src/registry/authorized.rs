@@ -15,11 +15,7 @@ use crate::state::model::{Change, Entry, EntryId};
 
 /// The entries that an agent may have; each once, in no particular order.
 pub fn authorized(state: &State, agent: &SpiffeId, now: SystemTime) -> Vec<Arc<Entry>> {
-    let mut names = vec![agent];
-    if let Some(agent) = state.agent(agent) {
-        let aliases = state.aliases_within(&agent.selectors).filter(|alias| !alias.is_expired(now));
-        names.extend(aliases.map(|alias| &alias.spiffe_id));
-    }
+    let mut names = own_names(state, agent, now);
     let mut seen: HashSet<&SpiffeId> = HashSet::new();
     let mut found = Vec::new();
     while let Some(name) = names.pop() {
@@ -32,6 +28,16 @@ pub fn authorized(state: &State, agent: &SpiffeId, now: SystemTime) -> Vec<Arc<E
         }
     }
     found
+}
+
+/// The agent's own id, and those of its aliases.
+fn own_names<'s>(state: &'s State, agent: &'s SpiffeId, now: SystemTime) -> Vec<&'s SpiffeId> {
+    let mut names = vec![agent];
+    if let Some(agent) = state.agent(agent) {
+        let aliases = state.aliases_within(&agent.selectors).filter(|alias| !alias.is_expired(now));
+        names.extend(aliases.map(|alias| &alias.spiffe_id));
+    }
+    names
 }
 
 /// The ids of the entries that an agent may have.
@@ -47,15 +53,16 @@ pub fn named<'i>(
     ids: impl Iterator<Item = &'i str>,
     now: SystemTime,
 ) -> Vec<Option<Arc<Entry>>> {
-    let mut climb = Climb { state, agent, now, judged: HashMap::new() };
+    let mut climb = Climb { state, now, own: own_names(state, agent, now), judged: HashMap::new() };
     ids.map(|id| state.entry(id).filter(|entry| !entry.is_expired(now) && climb.reaches(&entry.parent_id)).cloned())
         .collect()
 }
 
 struct Climb<'s> {
     state: &'s State,
-    agent: &'s SpiffeId,
     now: SystemTime,
+    // Found from the agent's side: its selectors are few, the aliases with one name may be as many as the agents.
+    own: Vec<&'s SpiffeId>,
     // Names below the agent, and names that are not.
     judged: HashMap<&'s SpiffeId, bool>,
 }
@@ -63,6 +70,9 @@ struct Climb<'s> {
 impl<'s> Climb<'s> {
     /// Whether the agent may have what stands below this name.
     fn reaches(&mut self, name: &'s SpiffeId) -> bool {
+        if self.own.contains(&name) {
+            return true;
+        }
         if let Some(judged) = self.judged.get(name) {
             return *judged;
         }
@@ -73,7 +83,7 @@ impl<'s> Climb<'s> {
             if !seen.insert(name) || self.judged.get(name) == Some(&false) {
                 continue;
             }
-            if name == self.agent || self.judged.get(name) == Some(&true) || self.is_alias(name) {
+            if self.own.contains(&name) || self.judged.get(name) == Some(&true) {
                 reached = true;
                 break;
             }
@@ -87,15 +97,6 @@ impl<'s> Climb<'s> {
             self.judged.extend(seen.into_iter().map(|name| (name, false)));
         }
         reached
-    }
-
-    fn is_alias(&self, name: &SpiffeId) -> bool {
-        let Some(agent) = self.state.agent(self.agent) else { return false };
-        self.state.entries_by_spiffe_id(name).any(|entry| {
-            entry.parent_id == *self.state.server_id()
-                && !entry.is_expired(self.now)
-                && entry.selectors.is_subset_of(&agent.selectors)
-        })
     }
 }
 

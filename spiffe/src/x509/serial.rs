@@ -97,6 +97,12 @@ impl FromStr for Serial {
 
 impl fmt::Display for Serial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // What we make has 16 bytes, and every call of an agent compares it.
+        if let Some((&[0, 0, 0, 0], low)) = self.0.split_first_chunk()
+            && let Some(low) = low.first_chunk()
+        {
+            return fmt::Display::fmt(&u128::from_be_bytes(*low), f);
+        }
         let mut rest = self.0;
         // 20 bytes are at most 49 decimal digits.
         let mut digits = Vec::with_capacity(49);

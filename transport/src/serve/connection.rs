@@ -11,6 +11,7 @@ use tokio::time::{sleep, timeout};
 
 use super::call::{Calls, Line};
 use super::ending::Reason;
+use super::gather::Gather;
 use crate::authority::HEADER_LIST_LIMIT;
 
 /// What the client of a connection that is too much gets to send its first call, so that it learns why.
@@ -51,7 +52,7 @@ pub(super) async fn serve<S>(
 ) where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut connection = pin!(http2.serve_connection(TokioIo::new(stream), Calls(Arc::clone(&line))));
+    let mut connection = pin!(http2.serve_connection(TokioIo::new(Gather::new(stream)), Calls(Arc::clone(&line))));
     let mut life = pin!(async {
         tokio::select! {
             reason = line.ending.ended() => Some(reason),

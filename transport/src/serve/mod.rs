@@ -9,6 +9,7 @@ mod connection;
 mod crowd;
 mod ending;
 mod expiry;
+mod gather;
 mod tcp;
 mod unix;
 
