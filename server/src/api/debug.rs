@@ -89,10 +89,40 @@ fn chain(
     Ok(chain.iter().map(cert).collect())
 }
 
-/// A distinguished name as text (RFC 4514), or nothing if it cannot be read.
+/// A distinguished name as text, the last part first (RFC 4514, section 2.1), or nothing if it cannot be read.
 fn subject(der: &[u8]) -> String {
     use x509_parser::prelude::FromDer as _;
-    x509_parser::x509::X509Name::from_der(der).map(|(_, name)| name.to_string()).unwrap_or_default()
+    let Ok((_, name)) = x509_parser::x509::X509Name::from_der(der) else { return String::new() };
+    let mut parts: Vec<String> = name
+        .iter_rdn()
+        .map(|part| {
+            let values: Vec<_> = part
+                .iter()
+                .map(|value| {
+                    format!("{}={}", attribute(&value.attr_type().to_id_string()), value.as_str().unwrap_or_default())
+                })
+                .collect();
+            values.join("+")
+        })
+        .collect();
+    parts.reverse();
+    parts.join(",")
+}
+
+/// The short name of an attribute type (RFC 4514, section 3), or its numbers.
+fn attribute(oid: &str) -> &str {
+    match oid {
+        "2.5.4.3" => "CN",
+        "2.5.4.5" => "SERIALNUMBER",
+        "2.5.4.6" => "C",
+        "2.5.4.7" => "L",
+        "2.5.4.8" => "ST",
+        "2.5.4.9" => "STREET",
+        "2.5.4.10" => "O",
+        "2.5.4.11" => "OU",
+        "2.5.4.17" => "POSTALCODE",
+        other => other,
+    }
 }
 
 #[tonic::async_trait]
