@@ -12,13 +12,24 @@ const EC_P521: &[u8] = b"\x06\x07\x2a\x86\x48\xce\x3d\x02\x01\x06\x05\x2b\x81\x0
 /// rsaEncryption with NULL parameters (RFC 3279, section 2.3.1).
 const RSA: &[u8] = b"\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x01\x01\x05\x00";
 
+/// id-Ed25519 (RFC 8410, section 3).
+const ED25519: &[u8] = b"\x06\x03\x2b\x65\x70";
+
 pub(crate) fn ec_spki(curve: Curve, x: &[u8], y: &[u8]) -> Vec<u8> {
+    point_spki(curve, &[&[4], x, y].concat())
+}
+
+pub(crate) fn point_spki(curve: Curve, point: &[u8]) -> Vec<u8> {
     let algorithm = match curve {
         Curve::P256 => EC_P256,
         Curve::P384 => EC_P384,
         Curve::P521 => EC_P521,
     };
-    spki(algorithm, &[&[4], x, y].concat())
+    spki(algorithm, point)
+}
+
+pub(crate) fn ed25519_spki(key: &[u8]) -> Vec<u8> {
+    spki(ED25519, key)
 }
 
 pub(crate) fn rsa_spki(n: &[u8], e: &[u8]) -> Vec<u8> {

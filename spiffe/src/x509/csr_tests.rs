@@ -108,3 +108,21 @@ fn requests_of_other_libraries_and_keys_verify() {
         assert_eq!(csr.spki_der, key.public_key().spki_der());
     }
 }
+
+/// The parameter that names the curve may only be an object identifier; a parser took its bytes under any tag.
+#[test]
+fn found_by_fuzzing_keys_that_are_not_der() {
+    let key = new_key();
+    let spki = key.public_key().spki_der();
+    let with = |spki: &[u8]| refused(&request(&key, spki, &[uri(ID)], ECDSA_SHA256));
+    let curve = spki.windows(2).rposition(|pair| pair == b"\x06\x08").unwrap();
+    let mut octets = spki.to_vec();
+    octets[curve] = OCTETS;
+    assert_eq!(with(&octets), CsrError::Key(KeyError::Malformed));
+
+    let rsa = crate::der::rsa_spki(&[0xab; 256], &[1, 0, 1]);
+    let null = rsa.windows(2).position(|pair| pair == b"\x05\x00").unwrap();
+    let mut not_null = rsa.clone();
+    not_null[null] = OCTETS;
+    assert_eq!(with(&not_null), CsrError::Key(KeyError::Malformed));
+}

@@ -10,6 +10,8 @@ use x509_parser::oid_registry as oid;
 use x509_parser::prelude::FromDer;
 use x509_parser::x509::{AlgorithmIdentifier, SubjectPublicKeyInfo};
 
+use crate::der;
+
 /// Why a key cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -126,6 +128,11 @@ impl PublicKey {
         }
         let raw: &[u8] = spki.subject_public_key.data.as_ref();
         let kind = kind_of(&spki.algorithm, raw)?;
+        // Parsers forgive what DER does not allow, and each forgives something else: what is certified here has to be
+        // the same key to everybody.
+        if canonical(kind, raw).as_deref() != Some(spki.raw) {
+            return Err(KeyError::Malformed);
+        }
         let raw = match &spki.subject_public_key.data {
             std::borrow::Cow::Borrowed(bits) => within.slice_ref(bits),
             std::borrow::Cow::Owned(bits) => Bytes::copy_from_slice(bits),
@@ -232,6 +239,18 @@ fn kind_of(algorithm: &AlgorithmIdentifier<'_>, raw: &[u8]) -> Result<KeyKind, K
     } else {
         Err(KeyError::Unsupported)
     }
+}
+
+/// The one DER form of a key.
+fn canonical(kind: KeyKind, raw: &[u8]) -> Option<Vec<u8>> {
+    Some(match kind {
+        KeyKind::Ec(curve) => der::point_spki(curve, raw),
+        KeyKind::Ed25519 => der::ed25519_spki(raw),
+        KeyKind::Rsa { .. } => {
+            let (modulus, exponent) = rsa_numbers(raw)?;
+            der::rsa_spki(modulus, exponent)
+        }
+    })
 }
 
 /// The two integers of an RSAPublicKey (RFC 8017, appendix A.1.1), without leading zeros.
