@@ -11,14 +11,17 @@
 //! pass as they are, and so does everything that is wrong: the answer to an error is the HTTP/2 stack's business.
 //! (RFC 7541; RFC 9113, sections 4 and 6.2.)
 
+mod hpack;
+
 use std::io;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 
-use loona_hpack::Decoder;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use hpack::Decoder;
 
 /// How large a decoded header list may be; the HTTP/2 stack behind must be set to the same. Counted as RFC 9113 does:
 /// 32 bytes for each field beside name and value.
@@ -161,7 +164,7 @@ struct Block {
 struct Filter {
     at: At,
     block: Option<Box<Block>>,
-    decoder: Decoder<'static>,
+    decoder: Decoder,
 }
 
 const NO_HEAD: At = At::Head { bytes: [0; 9], seen: 0 };
@@ -172,10 +175,7 @@ fn ended(why: &'static str) -> io::Error {
 
 impl Filter {
     fn new() -> Self {
-        let mut decoder = Decoder::new();
-        // What a server announces by announcing nothing.
-        decoder.set_max_allowed_table_size(4096);
-        Self { at: At::Preface(0), block: None, decoder }
+        Self { at: At::Preface(0), block: None, decoder: Decoder::new() }
     }
 
     /// Takes what came from the client and appends what the HTTP/2 stack is to see.
@@ -304,16 +304,16 @@ impl Filter {
     fn recode(&mut self, block: &[u8]) -> Vec<u8> {
         let mut fields = Vec::with_capacity(block.len() * 2);
         let mut size = 0_usize;
-        let decoded = self.decoder.decode_with_cb(block, |name, value| {
+        let decoded = self.decoder.decode(block, |name, value| {
             let before = size;
             size = size.saturating_add(name.len() + value.len() + 32);
             if size <= HEADER_LIST_LIMIT {
-                let value = if *name == *b":authority" && http::uri::Authority::try_from(&*value).is_err() {
+                let value = if name == b":authority" && http::uri::Authority::try_from(value).is_err() {
                     b"localhost"
                 } else {
-                    &*value
+                    value
                 };
-                write_field(&mut fields, &name, value);
+                write_field(&mut fields, name, value);
             } else if before <= HEADER_LIST_LIMIT {
                 // One field that makes the list too large stands for all that is not shown to the stack: it then
                 // refuses this stream, and only this one. Short of 32 bytes counted for each field, so that the block

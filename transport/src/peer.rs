@@ -208,11 +208,22 @@ fn path(pid: i32, file: &str) -> String {
 }
 
 fn read(file: &'static str, pid: i32) -> Result<Vec<u8>, PeerError> {
-    let mut content = Vec::with_capacity(4096);
-    // These files say that they are empty; asking for their size first would only cost time.
-    fs::File::open(path(pid, file))
-        .and_then(|mut open| open.read_to_end(&mut content))
-        .map_err(|source| absent(file, source))?;
+    let mut content = vec![0; 4096];
+    let mut length = 0;
+    let mut open = fs::File::open(path(pid, file)).map_err(|source| absent(file, source))?;
+    // These files say that they are empty, so their size is not asked for; and they come whole if there is room.
+    while let Some(room) = content.get_mut(length..).filter(|room| !room.is_empty()) {
+        match open.read(room) {
+            Ok(0) => break,
+            Ok(read) => length += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(absent(file, error)),
+        }
+        if length == content.len() {
+            content.resize(2 * length, 0);
+        }
+    }
+    content.truncate(length);
     Ok(content)
 }
 
