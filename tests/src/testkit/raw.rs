@@ -152,8 +152,9 @@ impl Raw {
             let mut payload = vec![0_u8; usize::try_from(length)?];
             self.stream.read_exact(&mut payload).await?;
             match kind {
-                SETTINGS if flags & ACK == 0 => self.frame(SETTINGS, ACK, 0, &[]).await?,
-                PING if flags & ACK == 0 => self.frame(PING, ACK, 0, &payload).await?,
+                // A peer that has closed may still be read from; that it takes no answer is no error.
+                SETTINGS if flags & ACK == 0 => drop(self.frame(SETTINGS, ACK, 0, &[]).await),
+                PING if flags & ACK == 0 => drop(self.frame(PING, ACK, 0, &payload).await),
                 GOAWAY => {
                     answer.goaway =
                         payload.get(4..8).map(|code| u32::from_be_bytes([code[0], code[1], code[2], code[3]]))
