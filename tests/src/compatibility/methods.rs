@@ -13,6 +13,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use super::{Row, Standing};
+use crate::testkit::workload::Workload;
 use crate::testkit::{
     Agent, AgentOptions, Binaries, Presented, Server, ServerOptions, secured, tls, unix, wire::loopback,
 };
@@ -98,7 +99,19 @@ pub(super) async fn rows(binaries: &Binaries, folder: &Path) -> Result<Vec<Row>>
         agent_block: format!("  admin_socket_path = \"{}\"", admin_socket.display()),
         ..AgentOptions::default()
     };
+    let selector = format!("unix:uid:{}", nix::unistd::getuid());
+    server.ok(&[
+        "entry",
+        "create",
+        "-parentID",
+        "spiffe://example.org/node",
+        "-spiffeID",
+        "spiffe://example.org/self",
+        "-selector",
+        &selector,
+    ])?;
     let agent = Agent::start(binaries, &folder.join("agent"), &server, &settings).await?;
+    Workload::follow(&agent.socket(), None).first(std::time::Duration::from_secs(30)).await?;
 
     let address = SocketAddr::from(([127, 0, 0, 1], server.port));
     let callers = [
