@@ -104,8 +104,8 @@ async fn h_65_security_header() -> Result<()> {
         assert_eq!(answer.message.as_deref(), Some("security header missing from request"), "{headers:?}");
         assert!(answer.data.is_empty(), "{headers:?}");
     }
-    // HTTP/2 has no upper case in names.
-    let answer = house.ask(&Raw::request(FETCH, &[("Workload.SPIFFE.io", b"true")]), Some(&framed(b""))).await?;
+    // HTTP/2 has no upper case in names. No body follows: the connection may be closed before it could be written.
+    let answer = house.ask(&Raw::request(FETCH, &[("Workload.SPIFFE.io", b"true")]), None).await?;
     assert!(answer.reset == Some(1) || answer.goaway == Some(1), "{answer:?}");
     assert!(answer.data.is_empty());
     assert!(served(&house.ask(&Raw::request(FETCH, &[HEADER]), Some(&framed(b""))).await?));
