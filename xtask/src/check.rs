@@ -97,11 +97,21 @@ impl Check {
                 }
             }
             Self::Clippy => {
-                let product =
-                    ["clippy", "--quiet", "--workspace", "--exclude", "e2e", "--exclude", "xtask", "--lib", "--bins"];
+                let product = [
+                    "clippy",
+                    "--quiet",
+                    "--keep-going",
+                    "--workspace",
+                    "--exclude",
+                    "e2e",
+                    "--exclude",
+                    "xtask",
+                    "--lib",
+                    "--bins",
+                ];
                 quiet(cargo().args(product).args(["--", "-D", "warnings"])).map(drop)?;
                 // Tests own real clocks and tasks; what is banned in the product is not banned there.
-                let all = ["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"];
+                let all = ["clippy", "--quiet", "--keep-going", "--workspace", "--all-targets", "--", "-D", "warnings"];
                 quiet(cargo().args(all).args(["-A", "clippy::disallowed_methods"])).map(drop)?;
             }
             Self::Docs => {
@@ -114,9 +124,9 @@ impl Check {
                     "signet-agent",
                 ];
                 let mut doc = cargo();
-                doc.args(["doc", "--quiet", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings");
+                doc.args(["doc", "--quiet", "--no-deps", "--lib"]).env("RUSTDOCFLAGS", "-D warnings");
                 for package in ours {
-                    doc.args(["-p", package, "--lib"]);
+                    doc.args(["-p", package]);
                 }
                 quiet(&mut doc).map(drop)?;
             }

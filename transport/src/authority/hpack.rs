@@ -29,6 +29,9 @@ pub(super) struct Decoder {
 /// A part of a header block, from its front on.
 struct Reader<'a>(&'a [u8]);
 
+/// Name and value of a field that was written out; a name may stand in the table.
+type Literal<'table, 'block> = (Cow<'table, [u8]>, Cow<'block, [u8]>);
+
 impl<'a> Reader<'a> {
     fn byte(&mut self) -> Decoded<u8> {
         let (first, rest) = self.0.split_first().ok_or(Malformed)?;
@@ -105,7 +108,7 @@ impl Decoder {
         reader: &mut Reader<'block>,
         first: u8,
         bits: u32,
-    ) -> Decoded<(Cow<'table, [u8]>, Cow<'block, [u8]>)> {
+    ) -> Decoded<Literal<'table, 'block>> {
         let name = match reader.integer(first, bits)? {
             0 => reader.text()?,
             index => Cow::Borrowed(self.field(index)?.0),
