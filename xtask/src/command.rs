@@ -59,7 +59,7 @@ pub fn quiet(command: &mut Command) -> Result<String> {
     if !output.status.success() {
         let all = format!("{printed}{}", String::from_utf8_lossy(&output.stderr));
         let lines: Vec<&str> = all.lines().collect();
-        let end = lines.get(lines.len().saturating_sub(25)..).unwrap_or_default().join("\n");
+        let end = lines.get(lines.len().saturating_sub(120)..).unwrap_or_default().join("\n");
         anyhow::bail!("failed: {}\n{end}", shown(command));
     }
     Ok(printed)

@@ -45,8 +45,8 @@ enum Task {
     },
     /// Test everything that this machine can test.
     ///
-    /// Unit tests, the rules of the house, and the suites of `tests/`: journeys, conformance with stock clients, faults,
-    /// golden files. Tools that the tests need are located or installed below target/tools. What is missing is named at the
+    /// Unit tests, the rules of the house, and the suites of `tests/`: journeys, conformance with stock clients, hostile input,
+    /// endurance, golden files. Tools that the tests need are located or installed below target/tools. What is missing is named at the
     /// end together with the tests that were left out; with CI=true it fails the run instead.
     Test(test::Options),
     /// Check the code without running it: formatting, clippy, import rules, lengths, words, documentation, licences.

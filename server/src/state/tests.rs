@@ -45,8 +45,8 @@ fn entry(number: u8, shape: &Shape) -> Entry {
         spiffe_id: id(&format!("/workload/{}", shape.name)),
         parent_id: if shape.parent == 0 { id("/spire/server") } else { id(&format!("/workload/{}", shape.parent)) },
         selectors: selectors(&shape.selectors),
-        x509_svid_ttl: (shape.name % 2 == 0).then(|| Duration::from_millis(1500)),
-        jwt_svid_ttl: (shape.parent % 2 == 0).then(|| Duration::from_secs(60)),
+        x509_svid_ttl: (shape.name.is_multiple_of(2)).then(|| Duration::from_millis(1500)),
+        jwt_svid_ttl: (shape.parent.is_multiple_of(2)).then(|| Duration::from_secs(60)),
         federates_with: shape.federates.iter().map(|number| foreign(*number)).collect(),
         admin: shape.name == 1,
         downstream: shape.name == 2,
@@ -330,7 +330,7 @@ fn collected<'s>(entries: impl Iterator<Item = &'s Arc<Entry>>) -> Vec<Arc<Entry
 
 fn slot(number: u8, status: u8) -> AuthoritySlot {
     AuthoritySlot {
-        owner: if number % 2 == 0 { KeyOwner::Shared } else { KeyOwner::Server([number; 16]) },
+        owner: if number.is_multiple_of(2) { KeyOwner::Shared } else { KeyOwner::Server([number; 16]) },
         kind: if number < 2 { AuthorityKind::X509 } else { AuthorityKind::Jwt },
         authority_id: format!("authority-{number}").into(),
         key_id: format!("key-{number}").into(),

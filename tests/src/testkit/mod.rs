@@ -1,9 +1,9 @@
 //! Real processes in temporary folders, started from the configuration files that users write, and plain clients of the wire.
 
 pub mod client;
+pub mod frames;
 pub mod node;
 pub mod process;
-pub mod raw;
 pub mod session;
 pub mod wait;
 pub mod wire;
