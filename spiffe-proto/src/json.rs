@@ -44,7 +44,7 @@ pub fn to_line(name: &str, message: &impl Message) -> Result<String, JsonError> 
     Ok(line(&to_value(name, message)?))
 }
 
-/// `message` as a JSON value in the form this module describes; to be printed by [`line`].
+/// `message` as a JSON value in the form this module describes; to be printed by [`line()`].
 ///
 /// # Errors
 /// As [`to_line`].
