@@ -28,7 +28,8 @@ const GIVEN_UP_WINDOW: Duration = Duration::from_secs(10);
 
 /// What all calls of one connection share.
 pub(super) struct Line {
-    pub(super) peer: Peer,
+    /// None only on a connection that ends before it is served.
+    pub(super) peer: Option<Peer>,
     pub(super) ending: Ending,
     pub(super) routes: Routes,
     pub(super) seat: Box<dyn Seat>,
@@ -41,7 +42,7 @@ pub(super) struct Line {
 }
 
 impl Line {
-    pub(super) fn new(peer: Peer, ending: Ending, routes: Routes, seat: Box<dyn Seat>) -> Arc<Self> {
+    pub(super) fn new(peer: Option<Peer>, ending: Ending, routes: Routes, seat: Box<dyn Seat>) -> Arc<Self> {
         Arc::new(Self {
             peer,
             ending,
@@ -152,7 +153,9 @@ async fn answer(mut open: Open, mut request: Request<Incoming>) -> Response<Repl
             return refused(status);
         }
     };
-    request.extensions_mut().insert(line.peer.clone());
+    if let Some(peer) = &line.peer {
+        request.extensions_mut().insert(peer.clone());
+    }
     request.extensions_mut().insert(line.ending.clone());
     let mut routes = line.routes.clone();
     let answered = tokio::select! {

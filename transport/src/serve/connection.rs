@@ -14,7 +14,7 @@ use super::ending::Reason;
 use super::gather::Gather;
 use crate::authority::HEADER_LIST_LIMIT;
 
-/// What the client of a connection that is too much gets to send its first call, so that it learns why.
+/// What the client of a connection that is not wanted gets to send its first call, so that it learns why.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// What calls get to finish when the process ends. Those who wait for all connections must wait longer.
 pub(super) const DRAIN: Duration = Duration::from_secs(10);
@@ -64,7 +64,7 @@ pub(super) async fn serve<S>(
         () = line.called() => None,
         end = life.as_mut() => Some(end),
         () = sleep(patience) => {
-            tracing::debug!(peer = %line.peer, "No request in time; closing the connection");
+            tracing::debug!(peer = line.peer.as_ref().map(tracing::field::display), "No request in time; closing the connection");
             return;
         }
     };
@@ -81,7 +81,7 @@ pub(super) async fn serve<S>(
         if reason == Reason::Dropped {
             return;
         }
-        if reason == Reason::Overload {
+        if reason.is_told() {
             let told = async {
                 tokio::select! {
                     _ = connection.as_mut() => {}
@@ -95,7 +95,7 @@ pub(super) async fn serve<S>(
     let grace = match end {
         None => AGED,
         Some(Reason::Shutdown) => DRAIN,
-        Some(Reason::Overload) => FAREWELL,
+        Some(reason) if reason.is_told() => FAREWELL,
         Some(_) => LAST_FRAMES,
     };
     tokio::select! {

@@ -2,7 +2,8 @@
 //!
 //! Whoever can connect can connect ten thousand times. A fixed share for everybody would be too small for the one
 //! proxy that needs many connections, or too large in sum; so nothing is taken from anybody until there is not enough
-//! for all, and then the newest connections of the heaviest party go first.
+//! for all, and then the newest connections of the heaviest party go first. Before anybody is known it is the other way
+//! round: an honest handshake is over in milliseconds, so what has lasted longest is least likely to become one.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
@@ -38,6 +39,7 @@ struct Inner<P: Party> {
     /// Connections that were told to go and have not gone yet.
     leaving: usize,
     streams: usize,
+    first: First,
 }
 
 /// The connections of one listener.
@@ -46,6 +48,15 @@ pub(super) struct Crowd<P: Party> {
     most_connections: usize,
     most_streams: usize,
     most_leaving: usize,
+}
+
+/// Which of the heaviest party's connections goes first; among equals, which party's.
+#[derive(Clone, Copy)]
+pub(super) enum First {
+    /// Whoever is served stays served.
+    Newest,
+    /// Whoever has had the most time has had enough.
+    Oldest,
 }
 
 /// What ran short.
@@ -63,9 +74,16 @@ pub(super) struct Place<P: Party> {
 }
 
 impl<P: Party> Crowd<P> {
-    pub(super) fn new(most_connections: usize, most_streams: usize) -> Arc<Self> {
+    pub(super) fn new(most_connections: usize, most_streams: usize, first: First) -> Arc<Self> {
         Arc::new(Self {
-            inner: Mutex::new(Inner { next: 0, parties: HashMap::new(), connections: 0, leaving: 0, streams: 0 }),
+            inner: Mutex::new(Inner {
+                next: 0,
+                parties: HashMap::new(),
+                connections: 0,
+                leaving: 0,
+                streams: 0,
+                first,
+            }),
             most_connections: most_connections.max(1),
             most_streams: most_streams.max(1),
             most_leaving: (most_connections / 16).clamp(2, 256),
@@ -103,7 +121,7 @@ impl<P: Party> Crowd<P> {
         self.inner().parties.get(party).map_or(0, |held| held.members.len())
     }
 
-    /// Tells the newest connection of the heaviest party to go: descriptors ran short for a reason outside of this
+    /// Tells one connection of the heaviest party to go: descriptors ran short for a reason outside of this
     /// listener.
     pub(super) fn shed(&self) {
         self.inner().shed(Short::Connections, self.most_leaving);
@@ -124,32 +142,33 @@ impl<P: Party> Crowd<P> {
 }
 
 impl<P: Party> Inner<P> {
-    /// Tells the newest connection of the heaviest party in the heaviest group to go; without a farewell if `most` are
-    /// on their way out.
+    /// Tells one connection of the heaviest party in the heaviest group to go; without a farewell if `most` are on their
+    /// way out.
     fn shed(&mut self, short: Short, most: usize) {
-        // Among equals the newest goes, so that whoever is served stays served.
+        let first = self.first;
         let mut groups: HashMap<P::Group, (usize, u64)> = HashMap::new();
         for (party, held) in &mut self.parties {
             if held.members.is_empty() {
                 continue;
             }
             let group = held.group.get_or_insert_with(|| party.group()).clone();
-            let (weight, newest) = groups.entry(group).or_default();
+            let (weight, turn) = groups.entry(group).or_default();
             *weight += held.weight(short);
-            *newest = held.newest().max(*newest);
+            *turn = held.turn(first).max(*turn);
         }
         let Some((heaviest, _)) = groups.into_iter().max_by_key(|(_, weight)| *weight) else { return };
         let Some(held) = self
             .parties
             .values_mut()
             .filter(|held| held.group.as_ref() == Some(&heaviest))
-            .max_by_key(|held| (held.weight(short), held.newest()))
+            .max_by_key(|held| (held.weight(short), held.turn(first)))
         else {
             return;
         };
-        let victim = match short {
-            Short::Connections => held.members.keys().next_back().copied(),
-            Short::Streams => held.members.iter().max_by_key(|(number, m)| (m.streams, **number)).map(|(n, _)| *n),
+        let victim = match (short, first) {
+            (Short::Connections, First::Newest) => held.members.keys().next_back().copied(),
+            (Short::Connections, First::Oldest) => held.members.keys().next().copied(),
+            (Short::Streams, _) => held.members.iter().max_by_key(|(number, m)| (m.streams, **number)).map(|(n, _)| *n),
         };
         if let Some(member) = victim.and_then(|number| held.members.remove(&number)) {
             held.streams = held.streams.saturating_sub(member.streams);
@@ -162,8 +181,12 @@ impl<P: Party> Inner<P> {
 }
 
 impl<G> Held<G> {
-    fn newest(&self) -> u64 {
-        self.members.keys().next_back().copied().unwrap_or_default()
+    /// Grows with how soon it is this party's turn among equals.
+    fn turn(&self, first: First) -> u64 {
+        match first {
+            First::Newest => self.members.keys().next_back().copied().unwrap_or_default(),
+            First::Oldest => u64::MAX - self.members.keys().next().copied().unwrap_or(u64::MAX),
+        }
     }
 
     fn weight(&self, short: Short) -> usize {
@@ -263,7 +286,7 @@ mod tests {
 
     #[test]
     fn newest_of_the_heaviest_process_in_the_heaviest_group_goes() {
-        let crowd = Crowd::new(6, 100);
+        let crowd = Crowd::new(6, 100, First::Newest);
         let quiet = enter(&crowd, "quiet", 1);
         let other = enter(&crowd, "loud", 2);
         let loud: Vec<_> = (0..4).map(|_| enter(&crowd, "loud", 3)).collect();
@@ -281,8 +304,21 @@ mod tests {
     }
 
     #[test]
+    fn before_anybody_is_known_the_oldest_of_the_heaviest_goes() {
+        let crowd = Crowd::new(4, 100, First::Oldest);
+        let strangers: Vec<_> = ["a", "b", "b", "c"].map(|from| enter(&crowd, from, 1)).into();
+        let gone = |held: &(Ending, Place<Process>)| held.0.reason().is_some();
+        let of_the_heaviest = enter(&crowd, "d", 1);
+        assert_eq!(strangers.iter().map(gone).collect::<Vec<_>>(), [false, true, false, false]);
+        // Among equals, whoever has had the most time.
+        let late = enter(&crowd, "e", 1);
+        assert_eq!(strangers.iter().map(gone).collect::<Vec<_>>(), [true, true, false, false]);
+        assert!(!gone(&of_the_heaviest) && !gone(&late));
+    }
+
+    #[test]
     fn many_processes_of_one_group_count_together() {
-        let crowd = Crowd::new(5, 100);
+        let crowd = Crowd::new(5, 100, First::Newest);
         let quiet: Vec<_> = (0..2).map(|_| enter(&crowd, "quiet", 1)).collect();
         let forks: Vec<_> = (0..4).map(|pid| enter(&crowd, "forks", 10 + pid)).collect();
         assert!(quiet.iter().all(|held| held.0.reason().is_none()));
@@ -291,7 +327,7 @@ mod tests {
 
     #[test]
     fn too_many_that_leave_are_dropped_but_nobody_else() {
-        let crowd = Crowd::new(3, 100);
+        let crowd = Crowd::new(3, 100, First::Newest);
         let loud: Vec<_> = (0..5).map(|_| enter(&crowd, "loud", 1)).collect();
         let reasons: Vec<_> = loud.iter().map(|held| held.0.reason()).collect();
         assert_eq!(reasons, [None, None, None, Some(Reason::Overload), Some(Reason::Overload)]);
@@ -305,7 +341,7 @@ mod tests {
 
     #[test]
     fn streams_are_shared_likewise() {
-        let crowd = Crowd::new(10, 5);
+        let crowd = Crowd::new(10, 5, First::Newest);
         let (quiet, quiet_place) = enter(&crowd, "quiet", 1);
         let (loud, loud_place) = enter(&crowd, "loud", 2);
         quiet_place.open_stream();

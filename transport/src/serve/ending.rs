@@ -22,6 +22,8 @@ pub enum Reason {
     Dropped,
     /// The process that connected has ended.
     ProcessGone,
+    /// The kernel does not show us the process that connected.
+    ProcessUnseen,
 }
 
 impl Reason {
@@ -32,7 +34,13 @@ impl Reason {
             Self::CertificateExpired => "the certificate of this connection has expired",
             Self::Overload | Self::Dropped => "too many connections or calls of this caller",
             Self::ProcessGone => "the process that connected has ended",
+            Self::ProcessUnseen => "the process that connected cannot be seen",
         })
+    }
+
+    /// Whether the client gets the time for one call, so that it learns why.
+    pub(super) fn is_told(self) -> bool {
+        matches!(self, Self::Overload | Self::ProcessUnseen)
     }
 
     /// Whether calls that have not been answered yet are to be ended, too.

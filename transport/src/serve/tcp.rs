@@ -17,7 +17,7 @@ use tonic::service::Routes;
 
 use super::call::Line;
 use super::connection;
-use super::crowd::{Crowd, Party, Place};
+use super::crowd::{Crowd, First, Party, Place};
 use super::ending::{Ending, Reason};
 use super::expiry::Expiries;
 use super::{ACCEPT_PAUSE, concerns_one_connection, descriptors};
@@ -34,7 +34,7 @@ pub struct TcpLimits {
     pub first_request_timeout: Duration,
     /// How many connections of one address (of IPv6: of one /64 network) may be before their first request.
     pub handshakes_per_address: usize,
-    /// How many connections in all may be before their first request; beyond it, the newest of the address with most
+    /// How many connections in all may be before their first request; beyond it, the oldest of the address with most
     /// of them go.
     pub handshakes: usize,
     /// After this time, give or take a tenth, a connection is closed, so that clients spread over servers and old
@@ -117,8 +117,8 @@ pub async fn tcp(
         routes: routes.prepare(),
         http2: connection::http2(limits.streams_per_connection, 1024 * 1024),
         expiries: Arc::default(),
-        strangers: Crowd::new(limits.handshakes, usize::MAX),
-        crowd: Crowd::new(limits.connections, usize::MAX),
+        strangers: Crowd::new(limits.handshakes, usize::MAX, First::Oldest),
+        crowd: Crowd::new(limits.connections, usize::MAX, First::Newest),
         limits,
     });
     let accepting = async {
@@ -173,10 +173,11 @@ impl Listener {
         hurry: Ending,
     ) {
         tune(&stream);
-        let handshake = timeout(self.limits.handshake_timeout, verify::remembering(self.tls.accept(stream)));
+        // Boxed, since the connection is there for hours after it, and this task as large as its largest part.
+        let handshake = Box::pin(timeout(self.limits.handshake_timeout, verify::remembering(self.tls.accept(stream))));
         let (stream, certificate) = tokio::select! {
             done = handshake => match done {
-                Ok((Ok(stream), certificate)) => (stream, certificate),
+                Ok((Ok(stream), certificate)) => (Box::new(stream), certificate),
                 Ok((Err(error), _)) => {
                     tracing::info!(%address, error = &error as &dyn std::error::Error, "TLS handshake failed");
                     return;
@@ -193,7 +194,7 @@ impl Listener {
         let Some(place) = self.crowd.enter(party, ending.clone()) else { return };
         let _expiry = certificate.as_ref().map(|known| self.expiries.add(known.not_after, ending.clone()));
         let known = certificate.is_some();
-        let line = Line::new(Peer::Tcp { address, certificate }, ending, self.routes.clone(), Box::new(place));
+        let line = Line::new(Some(Peer::Tcp { address, certificate }), ending, self.routes.clone(), Box::new(place));
         let life = async {
             let aged = async {
                 let Some(age) = self.limits.max_connection_age else { return std::future::pending().await };

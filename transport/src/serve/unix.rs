@@ -12,7 +12,7 @@ use tonic::service::Routes;
 
 use super::call::Line;
 use super::connection;
-use super::crowd::{Crowd, Party};
+use super::crowd::{Crowd, First, Party};
 use super::ending::{Ending, Reason};
 use super::{ACCEPT_PAUSE, concerns_one_connection, descriptors};
 use crate::authority::AuthorityFix;
@@ -61,6 +61,9 @@ struct Process {
     pid: i32,
 }
 
+/// All those that cannot be seen.
+const UNSEEN: Process = Process { uid: u32::MAX, pid: 0 };
+
 impl Party for Process {
     type Group = (u32, u64);
 
@@ -78,7 +81,7 @@ pub async fn unix(listener: UnixListener, routes: Routes, limits: UnixLimits, sh
     // A panic in one connection ends that connection only, so nobody listens to this trigger.
     let (trigger, _) = Shutdown::new();
     let tasks = Tasks::new(trigger);
-    let crowd = Crowd::new(limits.connections, limits.streams);
+    let crowd = Crowd::new(limits.connections, limits.streams, First::Newest);
     let limits = Arc::new(limits);
     let http2 = Arc::new(connection::http2(limits.streams_per_connection, 64 * 1024));
     let routes = routes.prepare();
@@ -98,19 +101,21 @@ pub async fn unix(listener: UnixListener, routes: Routes, limits: UnixLimits, sh
                 continue;
             }
         };
+        let ending = Ending::new();
         let peer = match UnixPeer::pin(&stream) {
-            Ok(peer) => Arc::new(peer),
+            Ok(peer) => Some(Arc::new(peer)),
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "Refused a local connection");
-                continue;
+                ending.end(Reason::ProcessUnseen);
+                None
             }
         };
-        let ending = Ending::new();
-        let Some(place) = crowd.enter(Process { uid: peer.uid, pid: peer.pid }, ending.clone()) else {
-            tracing::debug!(pid = peer.pid, uid = peer.uid, "Dropped a local connection: too many are open");
+        let party = peer.as_ref().map_or(UNSEEN, |peer| Process { uid: peer.uid, pid: peer.pid });
+        let Some(place) = crowd.enter(party.clone(), ending.clone()) else {
+            tracing::debug!(pid = party.pid, uid = party.uid, "Dropped a local connection: too many are open");
             continue;
         };
-        let line = Line::new(Peer::Unix(Arc::clone(&peer)), ending, routes.clone(), Box::new(place));
+        let line = Line::new(peer.clone().map(Peer::Unix), ending, routes.clone(), Box::new(place));
         let (http2, limits) = (Arc::clone(&http2), Arc::clone(&limits));
         tasks.spawn("local connection", async move { serve(stream, line, peer, &http2, &limits).await });
     }
@@ -122,12 +127,15 @@ pub async fn unix(listener: UnixListener, routes: Routes, limits: UnixLimits, sh
 async fn serve(
     stream: UnixStream,
     line: Arc<Line>,
-    peer: Arc<UnixPeer>,
+    peer: Option<Arc<UnixPeer>>,
     http2: &hyper::server::conn::http2::Builder<hyper_util::rt::TokioExecutor>,
     limits: &UnixLimits,
 ) {
     let life = async {
-        peer.gone().await;
+        match peer {
+            Some(peer) => peer.gone().await,
+            None => std::future::pending().await,
+        }
         Some(Reason::ProcessGone)
     };
     let stream = AuthorityFix::new(stream);
