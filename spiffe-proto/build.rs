@@ -72,6 +72,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .bytes(".")
         .skip_debug(SECRETS)
+        .codec_path("crate::codec::Protobuf")
         .emit_rerun_if_changed(false)
         .compile_fds(descriptors.clone())?;
 

@@ -15,14 +15,15 @@ use tonic::Status;
 /// Where a handler sends its answers; holds one that is not read yet.
 #[derive(Debug)]
 pub struct Outlet<T> {
-    answers: mpsc::Sender<T>,
+    // A channel has room for 32 from the start, whatever its limit is: boxed, that is little for a silent stream.
+    answers: mpsc::Sender<Box<T>>,
 }
 
 impl<T> Outlet<T> {
     /// Sends an answer, waiting until the one before it is read.
     pub async fn send(&self, answer: T) {
         // The reader is what drives this future: when it is gone, so are we.
-        let _ = self.answers.send(answer).await;
+        let _ = self.answers.send(Box::new(answer)).await;
     }
 }
 
@@ -31,7 +32,7 @@ pub type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 struct Driven<T, F> {
     handler: Option<Pin<Box<F>>>,
-    answers: mpsc::Receiver<T>,
+    answers: mpsc::Receiver<Box<T>>,
     failure: Option<Status>,
 }
 
@@ -40,7 +41,7 @@ impl<T, F: Future<Output = Result<(), Status>>> Stream for Driven<T, F> {
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         if let Poll::Ready(Some(answer)) = self.answers.poll_recv(context) {
-            return Poll::Ready(Some(Ok(answer)));
+            return Poll::Ready(Some(Ok(*answer)));
         }
         if let Some(handler) = self.handler.as_mut()
             && let Poll::Ready(result) = handler.as_mut().poll(context)
@@ -49,7 +50,7 @@ impl<T, F: Future<Output = Result<(), Status>>> Stream for Driven<T, F> {
             self.handler = None;
         }
         match self.answers.poll_recv(context) {
-            Poll::Ready(Some(answer)) => Poll::Ready(Some(Ok(answer))),
+            Poll::Ready(Some(answer)) => Poll::Ready(Some(Ok(*answer))),
             Poll::Ready(None) => Poll::Ready(self.failure.take().map(Err)),
             Poll::Pending => Poll::Pending,
         }
