@@ -157,7 +157,7 @@ impl Failure {
         let class = match &error {
             IssueError::NotReady | IssueError::Profile(ProfileError::AuthorityExpired) => Class::Unavailable,
             IssueError::Profile(ProfileError::Audience | ProfileError::Subject | ProfileError::Lifetime)
-            | IssueError::PublicKey(_)
+            | IssueError::PublicKey
             | IssueError::Name(_)
             | IssueError::RepeatedAttribute => Class::Invalid,
             _ => Class::Internal,

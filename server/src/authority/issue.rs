@@ -15,11 +15,10 @@ use rcgen::string::{Ia5String, PrintableString};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, DnValue, ExtendedKeyUsagePurpose, IsCa,
     KeyIdMethod, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber, SignatureAlgorithm, SigningKey,
-    SubjectPublicKeyInfo,
 };
 use runtime::entropy::Entropy;
 use spiffe::id::SpiffeId;
-use spiffe::x509::{Certificate, Serial, X509Error, key_id_of};
+use spiffe::x509::{Certificate, Curve, KeyKind, PublicKey, Serial, X509Error, key_id_of};
 
 use super::keys::{KeyError, KeyType, Signer, jws_algorithm};
 use super::profile::{
@@ -42,7 +41,7 @@ pub enum IssueError {
     Profile(#[source] ProfileError),
     /// The public key is of no kind that certificates are issued for.
     #[error("public key is not supported")]
-    PublicKey(#[source] rcgen::Error),
+    PublicKey,
     /// A name cannot be written into a certificate.
     #[error("name cannot be written into a certificate")]
     Name(#[source] rcgen::Error),
@@ -86,6 +85,37 @@ impl PublicKeyData for AuthorityKey {
 impl SigningKey for AuthorityKey {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
         self.0.sign_x509(message).map_err(|_| rcgen::Error::RemoteKeyError)
+    }
+}
+
+/// The key of a certificate's subject as rcgen wants it; read once, by whoever checked it.
+struct SubjectKey<'a> {
+    bits: &'a [u8],
+    algorithm: &'static SignatureAlgorithm,
+}
+
+impl<'a> SubjectKey<'a> {
+    fn new(key: &'a PublicKey) -> Result<Self, IssueError> {
+        // Of these, rcgen writes the kind of key only.
+        let algorithm = match key.kind() {
+            KeyKind::Ec(Curve::P256) => &rcgen::PKCS_ECDSA_P256_SHA256,
+            KeyKind::Ec(Curve::P384) => &rcgen::PKCS_ECDSA_P384_SHA384,
+            KeyKind::Ec(Curve::P521) => &rcgen::PKCS_ECDSA_P521_SHA512,
+            KeyKind::Ed25519 => &rcgen::PKCS_ED25519,
+            KeyKind::Rsa { .. } => &rcgen::PKCS_RSA_SHA256,
+            _ => return Err(IssueError::PublicKey),
+        };
+        Ok(Self { bits: key.raw(), algorithm })
+    }
+}
+
+impl PublicKeyData for SubjectKey<'_> {
+    fn der_bytes(&self) -> &[u8] {
+        self.bits
+    }
+
+    fn algorithm(&self) -> &'static SignatureAlgorithm {
+        self.algorithm
     }
 }
 
@@ -268,13 +298,12 @@ impl X509Issuer {
     fn sign(
         &self,
         profile: CertificateProfile,
-        spki: &[u8],
+        key: &PublicKey,
         entropy: &Entropy,
     ) -> Result<Unreleased<IssuedX509>, IssueError> {
         let serial = fresh_serial(entropy);
-        let key = SubjectPublicKeyInfo::from_der(spki).map_err(IssueError::PublicKey)?;
-        let parameters = parameters(&profile, serial, key_id_of(spki))?;
-        let leaf = parameters.signed_by(&key, &self.issuer).map_err(IssueError::Certificate)?;
+        let parameters = parameters(&profile, serial, key.key_id())?;
+        let leaf = parameters.signed_by(&SubjectKey::new(key)?, &self.issuer).map_err(IssueError::Certificate)?;
         let mut chain = Vec::with_capacity(1 + self.upstream_chain.len());
         chain.push(Bytes::copy_from_slice(leaf.der()));
         chain.extend(self.upstream_chain.iter().cloned());
@@ -328,13 +357,13 @@ impl Issuer {
         &self,
         x509: &X509Issuer,
         profile: CertificateProfile,
-        spki: &[u8],
+        key: &PublicKey,
     ) -> Result<Unreleased<IssuedX509>, IssueError> {
         let counter = match profile.usage {
             Usage::Svid => &self.signed.x509_svids,
             Usage::Authority => &self.signed.x509_authorities,
         };
-        let issued = x509.sign(profile, spki, &self.entropy)?;
+        let issued = x509.sign(profile, key, &self.entropy)?;
         counter.increment(1);
         Ok(issued)
     }
@@ -354,61 +383,61 @@ impl Issuer {
         self.x509.as_ref().map(|x509| &x509.certificate)
     }
 
-    /// Signs the X509-SVID of a workload for the public key `spki` (DER of a SubjectPublicKeyInfo).
+    /// Signs the X509-SVID of a workload for the public key `key`.
     ///
     /// # Errors
     /// If no authority is ready, the request does not fit the profile, or the key is not supported.
     pub fn workload_x509(
         &self,
         request: &WorkloadProfile,
-        spki: &[u8],
+        key: &PublicKey,
         now: SystemTime,
     ) -> Result<Unreleased<IssuedX509>, IssueError> {
         let x509 = self.x509()?;
         let profile = profile::workload(request, &self.policy, x509.not_after, now).map_err(IssueError::Profile)?;
-        self.certify(x509, profile, spki)
+        self.certify(x509, profile, key)
     }
 
-    /// Signs the X509-SVID of an agent for the public key `spki`.
+    /// Signs the X509-SVID of an agent for the public key `key`.
     ///
     /// # Errors
     /// As [`Issuer::workload_x509`].
     pub fn agent_x509(
         &self,
         id: &SpiffeId,
-        spki: &[u8],
+        key: &PublicKey,
         now: SystemTime,
     ) -> Result<Unreleased<IssuedX509>, IssueError> {
         let x509 = self.x509()?;
         let profile = profile::agent(id, &self.policy, x509.not_after, now).map_err(IssueError::Profile)?;
-        self.certify(x509, profile, spki)
+        self.certify(x509, profile, key)
     }
 
-    /// Signs the server's own X509-SVID for the public key `spki`.
+    /// Signs the server's own X509-SVID for the public key `key`.
     ///
     /// # Errors
     /// As [`Issuer::workload_x509`].
-    pub fn server_x509(&self, spki: &[u8], now: SystemTime) -> Result<Unreleased<IssuedX509>, IssueError> {
+    pub fn server_x509(&self, key: &PublicKey, now: SystemTime) -> Result<Unreleased<IssuedX509>, IssueError> {
         let x509 = self.x509()?;
         let profile = profile::server(&self.policy, x509.not_after, now).map_err(IssueError::Profile)?;
-        self.certify(x509, profile, spki)
+        self.certify(x509, profile, key)
     }
 
-    /// Signs the certificate of an authority below ours for the public key `spki`; the chain ends below the root.
+    /// Signs the certificate of an authority below ours for the public key `key`; the chain ends below the root.
     ///
     /// # Errors
     /// As [`Issuer::workload_x509`].
     pub fn downstream_x509(
         &self,
         ttl: Option<std::time::Duration>,
-        spki: &[u8],
+        key: &PublicKey,
         now: SystemTime,
     ) -> Result<Unreleased<IssuedX509>, IssueError> {
         let x509 = self.x509()?;
         let depth = x509.upstream_chain.len() + 1;
         let profile = profile::downstream(&x509.subject, depth, ttl, &self.policy, x509.not_after, now)
             .map_err(IssueError::Profile)?;
-        self.certify(x509, profile, spki)
+        self.certify(x509, profile, key)
     }
 
     /// Signs a JWT-SVID.

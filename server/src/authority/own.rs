@@ -69,7 +69,7 @@ impl Authority {
             .await
             .map_err(|_| AuthorityError::Keys(super::KeyError::Interrupted))?
             .map_err(AuthorityError::OwnKey)?;
-        let issued = issuer.server_x509(key.public_key().spki_der(), now).map_err(AuthorityError::Issue)?;
+        let issued = issuer.server_x509(key.public_key(), now).map_err(AuthorityError::Issue)?;
         let svid = issued.release(&OwnUse);
         let renew_at = RenewAt::draw(svid.not_before, svid.not_after, now, self.inner.entropy.u64()).at();
         self.inner.own.endpoint.set(&svid.chain, &key).map_err(AuthorityError::OwnCertificate)?;

@@ -63,7 +63,7 @@ fn sign(authority: &Authority, now: SystemTime) -> Vec<bytes::Bytes> {
     let id = spiffe::id::SpiffeId::parse("spiffe://example.org/w").unwrap();
     let request = WorkloadProfile { id, dns_names: Vec::new(), ttl: None, subject: None };
     let issuer = authority.active().unwrap();
-    issuer.workload_x509(&request, key.public_key().spki_der(), now).unwrap().release(&Proof).chain
+    issuer.workload_x509(&request, key.public_key(), now).unwrap().release(&Proof).chain
 }
 
 #[tokio::test(start_paused = true)]

@@ -133,7 +133,7 @@ impl Desk {
         };
         let issued = self
             .issuer
-            .workload_x509(&profile, &csr.spki_der, self.now)
+            .workload_x509(&profile, csr.public_key(), self.now)
             .map_err(|error| Failure::of_issue("failed to sign X509-SVID", error))?;
         let receipt = self.core.audit.x509(&*self.admission, &issued, || about(item));
         Ok(wire::x509_svid(issued.release(&receipt)))

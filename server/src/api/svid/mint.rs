@@ -61,7 +61,7 @@ impl SvidService {
         let now = self.core.now(&self.core.replica.latest());
         let issued = self
             .issuer(operation)?
-            .workload_x509(&profile, &csr.spki_der, now)
+            .workload_x509(&profile, csr.public_key(), now)
             .map_err(|error| Failure::of_issue(operation, error))?;
         let receipt = self.core.audit.x509(admission, &issued, || Fields {
             csr_sha256: Some(sha256_hex(&request.csr)),

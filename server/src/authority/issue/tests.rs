@@ -91,7 +91,7 @@ async fn every_kind_of_authority_issues_what_verifiers_accept() {
     for kind in [KeyType::EcP256, KeyType::EcP384, KeyType::Rsa2048, KeyType::Rsa4096] {
         let f = fixture(policy(kind)).await;
         let key = PrivateKey::generate(KeyType::EcP256).unwrap();
-        let unreleased = f.issuer.workload_x509(&request(&[]), key.public_key().spki_der(), f.now).unwrap();
+        let unreleased = f.issuer.workload_x509(&request(&[]), key.public_key(), f.now).unwrap();
         let (serial, end) = (unreleased.serial(), unreleased.not_after());
         let svid = unreleased.release(&Proof);
         assert_eq!((svid.serial, svid.not_after), (serial, end));
@@ -113,7 +113,7 @@ async fn every_kind_of_authority_issues_what_verifiers_accept() {
 async fn leaf_has_the_profile_to_the_field() {
     let f = fixture(policy(KeyType::EcP256)).await;
     let key = PrivateKey::generate(KeyType::Rsa2048).unwrap();
-    let svid = f.issuer.workload_x509(&request(&["b.example", "a.example"]), key.public_key().spki_der(), f.now);
+    let svid = f.issuer.workload_x509(&request(&["b.example", "a.example"]), key.public_key(), f.now);
     let svid = svid.unwrap().release(&Proof);
     assert_eq!(svid.chain.len(), 1, "a self-signed root is not part of the chain");
     let leaf = Certificate::parse(svid.chain[0].clone()).unwrap();
@@ -166,7 +166,7 @@ async fn a_subject_with_repeated_attributes_still_chains() {
     };
     let f = fixture(policy).await;
     let key = PrivateKey::generate(KeyType::EcP256).unwrap();
-    let svid = f.issuer.workload_x509(&request(&[]), key.public_key().spki_der(), f.now).unwrap().release(&Proof);
+    let svid = f.issuer.workload_x509(&request(&[]), key.public_key(), f.now).unwrap().release(&Proof);
     x509_chain(&svid.chain, &f.bundle, PeerRole::Client, f.now).unwrap();
     let parsed = x509_parser::parse_x509_certificate(&f.root.der).unwrap().1;
     let organizations: Vec<_> = parsed.subject().iter_organization().map(|name| name.as_str().unwrap()).collect();
@@ -177,7 +177,7 @@ async fn a_subject_with_repeated_attributes_still_chains() {
 async fn downstream_authority_is_one_and_ends_with_ours() {
     let f = fixture(policy(KeyType::EcP256)).await;
     let key = PrivateKey::generate(KeyType::EcP256).unwrap();
-    let issued = f.issuer.downstream_x509(Some(Duration::from_secs(900_000)), key.public_key().spki_der(), f.now);
+    let issued = f.issuer.downstream_x509(Some(Duration::from_secs(900_000)), key.public_key(), f.now);
     let chain = issued.unwrap().release(&Proof).chain;
     let below = Certificate::parse(chain[0].clone()).unwrap();
     assert!(below.is_ca);
@@ -194,13 +194,11 @@ async fn downstream_authority_is_one_and_ends_with_ours() {
 async fn nothing_is_signed_beyond_the_end_or_without_an_authority() {
     let f = fixture(policy(KeyType::EcP256)).await;
     let key = PrivateKey::generate(KeyType::EcP256).unwrap();
-    let spki = key.public_key().spki_der();
-    let at_the_end = f.issuer.workload_x509(&request(&[]), spki, f.root.not_after);
+    let key = key.public_key();
+    let at_the_end = f.issuer.workload_x509(&request(&[]), key, f.root.not_after);
     assert!(matches!(at_the_end, Err(IssueError::Profile(ProfileError::AuthorityExpired))));
-    let garbage = f.issuer.workload_x509(&request(&[]), b"no key", f.now);
-    assert!(matches!(garbage, Err(IssueError::PublicKey(_))));
     let empty = Issuer::new(Arc::new(policy(KeyType::EcP256)), Entropy::system(), None, None).unwrap();
-    assert!(matches!(empty.workload_x509(&request(&[]), spki, f.now), Err(IssueError::NotReady)));
+    assert!(matches!(empty.workload_x509(&request(&[]), key, f.now), Err(IssueError::NotReady)));
     let jwt = JwtProfile { id: request(&[]).id, audience: vec!["a".to_owned()], ttl: None, token_id: None };
     assert!(matches!(empty.jwt(&jwt, f.now), Err(IssueError::NotReady)));
 }
@@ -215,4 +213,23 @@ async fn token_header_to_the_byte() {
     let header = URL_SAFE_NO_PAD.decode(parts[0]).unwrap();
     assert_eq!(String::from_utf8(header).unwrap(), r#"{"alg":"ES256","kid":"kid1","typ":"JWT"}"#);
     assert_eq!(URL_SAFE_NO_PAD.decode(parts[2]).unwrap().len(), 64, "r and s side by side");
+}
+
+#[tokio::test]
+async fn a_key_of_every_kind_is_certified_as_it_is() {
+    let f = fixture(policy(KeyType::EcP256)).await;
+    for kind in [
+        &rcgen::PKCS_ECDSA_P256_SHA256,
+        &rcgen::PKCS_ECDSA_P384_SHA384,
+        &rcgen::PKCS_ECDSA_P521_SHA512,
+        &rcgen::PKCS_ED25519,
+        &rcgen::PKCS_RSA_SHA256,
+    ] {
+        let spki = Bytes::from(rcgen::KeyPair::generate_for(kind).unwrap().subject_public_key_info());
+        let key = PublicKey::from_spki(&spki).unwrap();
+        let issued = f.issuer.workload_x509(&request(&[]), &key, f.now).unwrap().release(&Proof);
+        let leaf = Certificate::parse(issued.chain[0].clone()).unwrap();
+        assert_eq!(leaf.spki_der, spki, "{kind:?}");
+        assert_eq!(leaf.subject_key_id.as_deref(), Some(&key_id_of(&spki)[..]), "{kind:?}");
+    }
 }
