@@ -53,21 +53,34 @@ pub fn named<'i>(
     ids: impl Iterator<Item = &'i str>,
     now: SystemTime,
 ) -> Vec<Option<Arc<Entry>>> {
-    let mut climb = Climb { state, now, own: own_names(state, agent, now), judged: HashMap::new() };
+    let mut climb = Climb::new(state, agent, now);
     ids.map(|id| state.entry(id).filter(|entry| !entry.is_expired(now) && climb.reaches(&entry.parent_id)).cloned())
         .collect()
 }
 
+/// How many entries directly below the agent are looked at before climbing.
+const NEAR: usize = 8;
+
 struct Climb<'s> {
     state: &'s State,
     now: SystemTime,
-    // Found from the agent's side: its selectors are few, the aliases with one name may be as many as the agents.
+    // Names of the agent, and names below it.
     own: Vec<&'s SpiffeId>,
     // Names below the agent, and names that are not.
     judged: HashMap<&'s SpiffeId, bool>,
 }
 
 impl<'s> Climb<'s> {
+    /// Starts with what is near the agent. An alias, above all one that came with a join token, has its name in common
+    /// with the aliases of a whole fleet: from the agent's side it is one of few, from the other side one of thousands.
+    fn new(state: &'s State, agent: &'s SpiffeId, now: SystemTime) -> Self {
+        let mut own = own_names(state, agent, now);
+        let below = own.iter().flat_map(|name| state.entries_by_parent(name)).take(NEAR);
+        let below: Vec<_> = below.filter(|entry| !entry.is_expired(now)).map(|entry| &entry.spiffe_id).collect();
+        own.extend(below);
+        Self { state, now, own, judged: HashMap::new() }
+    }
+
     /// Whether the agent may have what stands below this name.
     fn reaches(&mut self, name: &'s SpiffeId) -> bool {
         if self.own.contains(&name) {
