@@ -4,7 +4,7 @@
 use fuzz::{now, trust_domain};
 use libfuzzer_sys::fuzz_target;
 use prost::Message;
-use signet_server::api::wire;
+use signet_server::api::{page, wire};
 use spiffe_proto::{agent, bundle, entry, svid, sync, types};
 
 fuzz_target!(|data: &[u8]| {
@@ -23,7 +23,7 @@ fuzz_target!(|data: &[u8]| {
         }
         2 => {
             if let Ok(message) = entry::ListEntriesRequest::decode(data) {
-                let _ = wire::page(message.page_size, &message.page_token);
+                let _ = page::page(message.page_size, &message.page_token);
                 if let Some(filter) = message.filter {
                     let _ = filter.by_selectors.as_ref().map(wire::selector_match);
                     let _ = filter.by_federates_with.as_ref().map(wire::federates_with_match);
