@@ -124,7 +124,10 @@ impl Check {
                     "signet-agent",
                 ];
                 let mut doc = cargo();
-                doc.args(["doc", "--quiet", "--no-deps", "--lib"]).env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private_intra_doc_links -A rustdoc::redundant_explicit_links");
+                doc.args(["doc", "--quiet", "--no-deps", "--lib"]).env(
+                    "RUSTDOCFLAGS",
+                    "-D warnings -A rustdoc::private_intra_doc_links -A rustdoc::redundant_explicit_links",
+                );
                 for package in ours {
                     doc.args(["-p", package]);
                 }

@@ -122,6 +122,19 @@ pub async fn unix(path: &Path) -> Result<Channel> {
     Endpoint::from_static("http://localhost").connect_with_connector(connect).await.context("connecting to the socket")
 }
 
+/// Speaks HTTP/2 over a socket that is connected already, possibly by another process.
+///
+/// # Errors
+/// If the other side does not speak HTTP/2.
+pub async fn over(stream: UnixStream) -> Result<Channel> {
+    let mut stream = Some(stream);
+    let connect = tower::service_fn(move |_: Uri| {
+        let stream = stream.take().map(TokioIo::new);
+        async move { stream.ok_or_else(|| std::io::Error::other("the connection is over")) }
+    });
+    Endpoint::from_static("http://localhost").connect_with_connector(connect).await.context("speaking over the socket")
+}
+
 /// A Workload API request with the security header.
 pub fn secured<T>(message: T) -> tonic::Request<T> {
     let mut request = tonic::Request::new(message);

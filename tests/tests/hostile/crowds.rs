@@ -96,7 +96,8 @@ async fn h_71_a_client_that_resets_in_a_loop_is_told_to_go() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn h_71_readers_that_never_read_stop_nobody_else() -> Result<()> {
     // Half of it is the time of a rotation.
-    let house = House::with(Binaries::signet()?, "  default_x509_svid_ttl = \"2s\"\n  agent_ttl = \"1h\"\n", "").await?;
+    let house =
+        House::with(Binaries::signet()?, "  default_x509_svid_ttl = \"2s\"\n  agent_ttl = \"1h\"\n", "").await?;
     let call = workload_call("FetchX509SVID");
     let mut silent = Vec::new();
     for _ in 0..20 {
