@@ -1,6 +1,7 @@
 //! Wiring: a configuration becomes a running server, and a signal ends it.
 
 mod expiry;
+mod listeners;
 mod observe;
 mod parts;
 mod trust;
@@ -19,9 +20,10 @@ use tokio::net::{TcpListener, UnixListener};
 use tonic::service::Routes;
 use transport::rotating::{self, Rotating};
 use transport::serve::{self, TcpLimits, UnixLimits};
-use transport::socket::{self, SocketError};
+use transport::socket::SocketError;
 use transport::verify::ClientVerifier;
 
+use self::listeners::Listeners;
 use self::trust::ServerTrust;
 use crate::api::Services;
 use crate::api::agent::AgentService;
@@ -90,15 +92,19 @@ pub enum StartError {
     #[error("cannot set up TLS")]
     Tls(#[source] rotating::TlsError),
     /// A network address cannot be listened on.
-    #[error("cannot listen on {address}")]
+    #[error("cannot listen on {address} ({remedy}; set by {keys})")]
     Listen {
         /// The address.
         address: String,
+        /// What to do about it.
+        remedy: &'static str,
+        /// The keys of the configuration that name the address.
+        keys: &'static str,
         /// What the system said.
         source: std::io::Error,
     },
     /// The admin socket cannot be opened.
-    #[error("cannot open the admin socket")]
+    #[error("cannot open the admin socket (set by server.socket_path)")]
     Socket(#[source] SocketError),
 }
 
@@ -194,11 +200,12 @@ pub struct Server {
 }
 
 impl Server {
-    /// Opens store and keys, brings up the authority and binds the sockets.
+    /// Binds the sockets, opens store and keys, and brings up the authority; nothing is accepted yet.
     ///
     /// # Errors
     /// [`StartError`]; nothing is left running then.
     pub async fn build(config: Config, level: LogLevel, clock: Clock, entropy: Entropy) -> Result<Self, StartError> {
+        let listeners = Listeners::bind(&config).await?;
         std::fs::create_dir_all(&config.data_dir).map_err(StartError::DataDirectory)?;
         tracing::info!(
             data_dir = %config.data_dir.display(),
@@ -266,10 +273,10 @@ impl Server {
         let tls = rotating::server_config(&own, ClientVerifier::new(Arc::new(trust))).map_err(StartError::Tls)?;
         let health = Health::new();
         Ok(Self {
-            network: listen(SocketAddr::new(config.bind_address, config.bind_port)).await?,
+            network: listeners.network,
             tls,
-            admin: socket::bind_unix(&config.socket_path, 0o750, 0o770).map_err(StartError::Socket)?,
-            pages: observe::pages(&config, &health, recorded.as_ref()).await?,
+            admin: listeners.admin,
+            pages: observe::pages(&config, &health, listeners.health, recorded.as_ref(), listeners.metrics),
             recorded,
             health,
             config,
@@ -356,10 +363,6 @@ impl Server {
         self.writer.join_all(LAST_WRITES).await;
         tracing::info!("Server stopped");
     }
-}
-
-async fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
-    TcpListener::bind(address).await.map_err(|source| StartError::Listen { address: address.to_string(), source })
 }
 
 #[cfg(test)]

@@ -31,27 +31,22 @@ pub(super) fn record_metrics(config: &Config) -> Result<Option<metrics::Recorded
     metrics::install("spire_server", &config.telemetry, &labels).map(Some).map_err(StartError::Metrics)
 }
 
-/// The pages that are served over HTTP, their listeners bound.
-pub(super) async fn pages(
+/// The pages that are served over HTTP, and where.
+pub(super) fn pages(
     config: &Config,
     health: &Health,
+    health_listener: Option<TcpListener>,
     recorded: Option<&metrics::Recorded>,
-) -> Result<Vec<(&'static str, TcpListener, http::Answer)>, StartError> {
+    metrics_listener: Option<TcpListener>,
+) -> Vec<(&'static str, TcpListener, http::Answer)> {
     let mut pages = Vec::new();
-    if let Some(HealthPages { address, port, live_path, ready_path }) = &config.health {
-        let answer = health.answer(live_path.clone(), ready_path.clone());
-        pages.push(("health checks", listen_by_name(address, *port).await?, answer));
+    if let (Some(HealthPages { live_path, ready_path, .. }), Some(listener)) = (&config.health, health_listener) {
+        pages.push(("health checks", listener, health.answer(live_path.clone(), ready_path.clone())));
     }
-    if let (Some((address, port)), Some(recorded)) = (&config.telemetry.prometheus, recorded) {
-        pages.push(("metrics", listen_by_name(address, *port).await?, recorded.answer()));
+    if let (Some(recorded), Some(listener)) = (recorded, metrics_listener) {
+        pages.push(("metrics", listener, recorded.answer()));
     }
-    Ok(pages)
-}
-
-async fn listen_by_name(host: &str, port: u16) -> Result<TcpListener, StartError> {
-    TcpListener::bind((host, port))
-        .await
-        .map_err(|source| StartError::Listen { address: format!("{host}:{port}"), source })
+    pages
 }
 
 /// Counts what there is, now and then.

@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use futures_util::FutureExt as _;
 use runtime::flags::Environment;
 use runtime::telemetry::level::Level;
 use spiffe::bundle::{Bundle, Bundles};
@@ -131,15 +130,60 @@ async fn entries_and_tokens_are_removed_when_they_end() {
     server.tasks.join_all(LAST_WRITES).await;
 }
 
+async fn refused(config: Config) -> String {
+    let built = Server::build(config, LogLevel::new(Level::Info), Clock::system(), Entropy::system()).await;
+    telemetry::chain(&built.err().unwrap())
+}
+
+/// A server with everything on disk.
+fn on_disk(directory: &Path) -> Config {
+    let data = directory.join("data");
+    let mut config = config(directory, "");
+    config.data_store = crate::config::checked::DataStore::Sled { dir: data.join("store") };
+    config.key_manager = crate::config::checked::KeyManager::Disk { keys_path: data.join("keys.json") };
+    config
+}
+
 #[tokio::test]
-async fn what_cannot_start_says_why_and_leaves_nothing_running() {
+async fn a_port_that_is_taken_is_named_before_anything_is_made() {
     let directory = tempfile::tempdir().unwrap();
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let mut config = config(directory.path(), "");
-    config.bind_port = taken.local_addr().unwrap().port();
-    let failed = Server::build(config, LogLevel::new(Level::Info), Clock::system(), Entropy::system());
-    let error = failed.await.err().unwrap();
-    assert!(matches!(error, StartError::Listen { .. }), "{error:?}");
-    // The socket of a server that did not start is not there.
-    assert!(dial::unix(&directory.path().join("api.sock")).now_or_never().is_none_or(|dialled| dialled.is_err()));
+    let address = taken.local_addr().unwrap();
+    let mut config = on_disk(directory.path());
+    config.bind_port = address.port();
+    let expected = format!(
+        "cannot listen on {address} (stop the process that has it, or choose another; set by server.bind_address, \
+         server.bind_port): Address already in use (os error 98)"
+    );
+    assert_eq!(refused(config.clone()).await, expected);
+    let left: Vec<_> = std::fs::read_dir(directory.path()).unwrap().map(|file| file.unwrap().file_name()).collect();
+    assert_eq!(left, ["server.conf"]);
+
+    drop(taken);
+    let server = build(config, Clock::system()).await;
+    assert_eq!(server.address().unwrap(), address);
+    assert!(directory.path().join("data/keys.json").exists());
+}
+
+#[tokio::test]
+async fn an_admin_socket_or_page_that_is_taken_is_named_before_anything_is_made() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = on_disk(directory.path());
+    let taken = std::os::unix::net::UnixListener::bind(&config.socket_path).unwrap();
+    let expected = format!(
+        "cannot open the admin socket (set by server.socket_path): another process is listening on {}",
+        config.socket_path.display()
+    );
+    assert_eq!(refused(config.clone()).await, expected);
+    drop(taken);
+
+    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = taken.local_addr().unwrap().port();
+    config.telemetry.prometheus = Some(("127.0.0.1".to_owned(), port));
+    let expected = format!(
+        "cannot listen on 127.0.0.1:{port} (stop the process that has it, or choose another; set by \
+         telemetry.Prometheus.host, telemetry.Prometheus.port): Address already in use (os error 98)"
+    );
+    assert_eq!(refused(config).await, expected);
+    assert!(!directory.path().join("data").exists());
 }
