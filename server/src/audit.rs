@@ -5,6 +5,7 @@
 //! changes one is released by the receipt of its commit.
 
 use std::net::IpAddr;
+use std::path::Path;
 use std::time::SystemTime;
 
 use spiffe::id::SpiffeId;
@@ -30,8 +31,21 @@ pub struct Actor<'a> {
     pub address: Option<IpAddr>,
     /// The SPIFFE ID that the caller proved.
     pub id: Option<&'a SpiffeId>,
-    /// A local caller's user, group and process.
-    pub process: Option<(u32, u32, i32)>,
+    /// A local caller.
+    pub process: Option<Process<'a>>,
+}
+
+/// A process of this machine.
+#[derive(Clone, Copy, Debug)]
+pub struct Process<'a> {
+    /// Its effective user when it connected.
+    pub uid: u32,
+    /// Its effective group when it connected.
+    pub gid: u32,
+    /// Its number.
+    pub pid: i32,
+    /// The program it ran when it called; none if that cannot be seen.
+    pub path: Option<&'a Path>,
 }
 
 /// What tells who acts.
@@ -127,9 +141,10 @@ impl Audit {
             status_message = text,
             caller_addr = address.map(tracing::field::display),
             caller_id = id.map(tracing::field::display),
-            caller_uid = process.map(|(uid, ..)| uid),
-            caller_gid = process.map(|(_, gid, _)| gid),
-            caller_pid = process.map(|(.., pid)| pid),
+            caller_uid = process.map(|process| process.uid),
+            caller_gid = process.map(|process| process.gid),
+            caller_pid = process.map(|process| process.pid),
+            caller_path = process.and_then(|process| process.path).map(|path| tracing::field::display(path.display())),
             entry_id = fields.entry_id,
             spiffe_id = fields.spiffe_id,
             parent_id = fields.parent_id,

@@ -9,6 +9,7 @@ use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::{fmt, fs};
 
@@ -169,6 +170,14 @@ impl UnixPeer {
             return Err(PeerError::OtherOwner);
         }
         Ok(credentials)
+    }
+
+    /// The path of the program that the process runs now, as far as it can be seen; for people to read. What is to be
+    /// decided is decided by [`UnixPeer::executable`], because a path can be made to mean another file.
+    pub fn executable_path(&self) -> Option<PathBuf> {
+        let path = fs::read_link(path(self.pid, "exe")).ok()?;
+        // A number that was given away meanwhile would make it the path of a stranger.
+        self.still_same().is_ok().then_some(path)
     }
 
     /// Whether everything read about the process since it was pinned is about the process that connected.

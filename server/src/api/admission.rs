@@ -5,6 +5,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -22,7 +23,7 @@ use super::caller::{Caller, CallerKind};
 use super::core::Core;
 use super::permission::{self, Method, Role};
 use super::status::{Class, Failure};
-use crate::audit::{Acting, Actor, Fields, Outcome};
+use crate::audit::{Acting, Actor, Fields, Outcome, Process};
 
 /// A caller that was let in, and what is known of the call.
 #[derive(Clone, Debug)]
@@ -37,6 +38,8 @@ pub struct Admission {
     pub deadline: Option<Instant>,
     /// Tells the audit lines of one call together; only made when they are written.
     pub request_id: Option<Arc<str>>,
+    /// The program of a local caller; only looked up when audit lines are written, and none if it cannot be seen.
+    pub caller_path: Option<Arc<Path>>,
 }
 
 impl Admission {
@@ -52,7 +55,12 @@ impl Admission {
 impl Acting for Admission {
     fn actor(&self) -> Actor<'_> {
         let process = match &self.caller.kind {
-            CallerKind::Local(process) => Some((process.uid, process.gid, process.pid)),
+            CallerKind::Local(process) => Some(Process {
+                uid: process.uid,
+                gid: process.gid,
+                pid: process.pid,
+                path: self.caller_path.as_deref(),
+            }),
             CallerKind::Anonymous | CallerKind::X509 { .. } => None,
         };
         Actor {
@@ -158,8 +166,14 @@ async fn admit(
         return Err(Failure::new(Class::TooLate, "the deadline of the call has passed"));
     }
     let role = core.authorize(method, &caller).await?;
-    let request_id = core.audit.writes_lines().then(|| Arc::from(core.entropy.uuid_v4()));
-    Ok(Admission { caller, role, method, deadline, request_id })
+    let (mut request_id, mut caller_path) = (None, None);
+    if core.audit.writes_lines() {
+        request_id = Some(Arc::from(core.entropy.uuid_v4()));
+        if let CallerKind::Local(process) = &caller.kind {
+            caller_path = process.executable_path().map(Arc::from);
+        }
+    }
+    Ok(Admission { caller, role, method, deadline, request_id, caller_path })
 }
 
 /// Writes of a call that failed: to the log, and to the audit.

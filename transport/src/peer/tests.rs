@@ -16,6 +16,7 @@ async fn a_peer_is_what_proc_says() {
     let credentials = peer.credentials().unwrap();
     assert_eq!((credentials.uid, credentials.gid), (peer.uid, peer.gid));
     assert!(peer.executable.is_some());
+    assert_eq!(peer.executable_path(), std::env::current_exe().ok());
     peer.still_same().unwrap();
     assert!(peer.is_alive());
 }
@@ -45,6 +46,8 @@ async fn h_70_a_peer_that_ends_or_becomes_another_program_is_refused() {
     };
     tokio::time::timeout(std::time::Duration::from_secs(20), changed).await.unwrap();
     assert!(matches!(peer.still_same(), Err(PeerError::OtherProgram)), "{:?}", peer.still_same());
+    // What it runs now is not what asked.
+    assert_eq!(peer.executable_path(), None);
     child.kill().unwrap();
     // Not waited for yet: a zombie has ended, too.
     tokio::time::timeout(std::time::Duration::from_secs(20), peer.gone()).await.unwrap();

@@ -115,7 +115,8 @@ impl Server {
             address: None,
         };
         let method = &permission::METHODS[permission::position(PATH).unwrap()];
-        let admission = Admission { caller, role: Role::Agent, method, deadline: None, request_id: None };
+        let admission =
+            Admission { caller, role: Role::Agent, method, deadline: None, request_id: None, caller_path: None };
         let server = SyncServer::with_interceptor(self.service.clone(), move |mut request: Request<()>| {
             request.extensions_mut().insert(admission.clone());
             Ok(request)

@@ -1,6 +1,7 @@
 //! The services as clients see them: a memory store, real keys, and calls through the gate.
 
 mod agents;
+mod audit;
 mod bundles;
 mod entries;
 mod listeners;
