@@ -6,11 +6,13 @@ use std::time::SystemTime;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use futures_util::future::{BoxFuture, FutureExt as _, Shared, WeakShared};
 use spiffe::bundle::Bundle;
 use spiffe::id::SpiffeId;
 use zeroize::Zeroizing;
 
-use super::desired::EntryId;
+use super::IssueError;
+use super::desired::{Entry, EntryId};
 
 /// A JWT-SVID in memory. Its text is a bearer secret: wiped when dropped, shown by no `Debug`.
 pub struct JwtSvid {
@@ -51,12 +53,27 @@ impl Key {
     }
 }
 
-/// At most `limit` tokens; the least recently used goes first.
+/// What a request for a token gave, for everybody who waited.
+pub(super) type Outcome = Result<Arc<JwtSvid>, Arc<IssueError>>;
+
+/// A request for a token, to be waited for by any number. It ends when nobody does.
+pub(super) type Request = Shared<BoxFuture<'static, Outcome>>;
+
+/// At most `limit` tokens, the least recently used of which goes first; and the requests under way.
 pub(super) struct JwtCache {
     limit: usize,
     tick: u64,
     tokens: HashMap<Key, Cached>,
     by_use: BTreeMap<u64, Key>,
+    requests: HashMap<Key, UnderWay>,
+    last_request: u64,
+}
+
+struct UnderWay {
+    number: u64,
+    // The form of the entry that it was made for.
+    entry: Arc<Entry>,
+    request: WeakShared<BoxFuture<'static, Outcome>>,
 }
 
 struct Cached {
@@ -78,7 +95,14 @@ pub(super) enum Found {
 
 impl JwtCache {
     pub(super) fn new(limit: usize) -> Self {
-        Self { limit, tick: 0, tokens: HashMap::new(), by_use: BTreeMap::new() }
+        Self {
+            limit,
+            tick: 0,
+            tokens: HashMap::new(),
+            by_use: BTreeMap::new(),
+            requests: HashMap::new(),
+            last_request: 0,
+        }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -112,6 +136,40 @@ impl JwtCache {
         self.by_use.insert(self.tick, key.clone());
         let key_id = key_id(&svid.token);
         self.tokens.insert(key, Cached { svid, renew_at, key_id, used: self.tick });
+    }
+
+    /// The request under way for `key` on behalf of exactly this form of the entry, or else the one that `begin` makes
+    /// with its number. Whoever made it calls [`JwtCache::ended`] in the end.
+    pub(super) fn join(
+        &mut self,
+        key: &Key,
+        entry: &Arc<Entry>,
+        begin: impl FnOnce(u64) -> BoxFuture<'static, Outcome>,
+    ) -> Request {
+        let under_way = self.requests.get(key).filter(|under_way| under_way.entry == *entry);
+        if let Some(request) = under_way.and_then(|under_way| under_way.request.upgrade()) {
+            return request;
+        }
+        self.last_request += 1;
+        let number = self.last_request;
+        let request = begin(number).shared();
+        if let Some(weak) = request.downgrade() {
+            self.requests.insert(key.clone(), UnderWay { number, entry: Arc::clone(entry), request: weak });
+        }
+        request
+    }
+
+    /// Takes request `number` off the list, unless another has taken its place.
+    pub(super) fn ended(&mut self, key: &Key, number: u64) {
+        if self.requests.get(key).is_some_and(|under_way| under_way.number == number) {
+            self.requests.remove(key);
+        }
+    }
+
+    /// How many requests are under way.
+    #[cfg(test)]
+    pub(super) fn requests(&self) -> usize {
+        self.requests.len()
     }
 
     fn remove(&mut self, key: &Key) {

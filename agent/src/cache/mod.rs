@@ -4,6 +4,7 @@
 //! Everything here dies with the process: of workloads, nothing is written to disk.
 
 mod desired;
+mod fetch;
 pub mod issue;
 mod issuer;
 mod jwt;
@@ -16,13 +17,11 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use runtime::clock::Clock;
 use runtime::entropy::Entropy;
 use runtime::reconcile::Nudge;
 use spiffe::bundle::Bundle;
-use spiffe::id::{SpiffeId, TrustDomain};
-use spiffe::renew::RenewAt;
+use spiffe::id::TrustDomain;
 use spiffe::selector::SelectorSet;
 use tokio::sync::watch;
 
@@ -32,14 +31,8 @@ pub use self::jwt::JwtSvid;
 pub use self::snapshot::{HeldSvid, View};
 pub use self::subscription::Subscription;
 
-use self::jwt::{Found, JwtCache, Key};
+use self::jwt::JwtCache;
 use self::state::{State, build};
-
-/// How many JWT-SVIDs one request of a workload asks the server for at the same time.
-const JWT_FETCHES_AT_ONCE: usize = 8;
-
-/// How long a renewal of a token that is still valid may hold up its caller.
-const JWT_RENEWAL_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How much the cache may hold, and how early it renews.
 #[derive(Debug, Clone, Copy)]
@@ -67,7 +60,7 @@ pub enum CacheError {
     NotEntitled,
     /// The server did not sign, and no earlier token is valid.
     #[error("could not get a JWT-SVID")]
-    Issue(#[source] IssueError),
+    Issue(#[source] Arc<IssueError>),
 }
 
 /// What the cache holds, counted.
@@ -210,88 +203,6 @@ impl Cache {
         self.inner.state().desired.bundles()
     }
 
-    /// One JWT-SVID for each matching entry, or for the one with identity `id`, in the order of the entries' ids.
-    ///
-    /// A token is handed out again until its renewal time, and until it expires while the server gives no new one.
-    pub async fn jwt_svids(
-        &self,
-        selectors: &SelectorSet,
-        audience: &[String],
-        id: Option<&SpiffeId>,
-    ) -> Result<Vec<Arc<JwtSvid>>, CacheError> {
-        let mut entries = self.matching(selectors);
-        entries.retain(|entry| id.is_none_or(|id| entry.spiffe_id == *id));
-        if entries.is_empty() {
-            return Err(CacheError::NotEntitled);
-        }
-        stream::iter(entries)
-            .map(|entry| self.jwt_svid(entry, audience))
-            .buffered(JWT_FETCHES_AT_ONCE)
-            .try_collect()
-            .await
-    }
-
-    async fn jwt_svid(&self, entry: Arc<Entry>, audience: &[String]) -> Result<Arc<JwtSvid>, CacheError> {
-        let key = Key::new(Arc::clone(&entry.id), audience);
-        let found = if entry.jwt_svid_include_jti {
-            Found::Nothing
-        } else {
-            self.inner.jwt().find(&key, self.inner.clock.now())
-        };
-        let ageing = match found {
-            Found::Fresh(svid) => return Ok(svid),
-            Found::Ageing(svid) => Some(svid),
-            Found::Nothing => None,
-        };
-        let sign = self.inner.issuer.sign_jwt(&entry.id, audience);
-        let signed = match &ageing {
-            // There is something to fall back on, so the caller need not wait long.
-            Some(_) => tokio::time::timeout(JWT_RENEWAL_PATIENCE, sign).await.unwrap_or(Err(IssueError::Deadline)),
-            None => sign.await,
-        };
-        let signed = match signed {
-            Ok(signed) => signed,
-            Err(error) => {
-                return match ageing.filter(|svid| svid.expires_at > self.inner.clock.now()) {
-                    // The wait for the server may have outlasted the entry.
-                    Some(svid) if self.inner.still_wanted(&entry) => {
-                        tracing::warn!(
-                            spiffe_id = %entry.spiffe_id,
-                            error = runtime::telemetry::chain(&error),
-                            "Could not renew a JWT-SVID; the held one is valid and is handed out"
-                        );
-                        Ok(svid)
-                    }
-                    Some(_) => Err(CacheError::NotEntitled),
-                    None => Err(CacheError::Issue(error)),
-                };
-            }
-        };
-        let received_at = self.inner.clock.now();
-        if signed.id != entry.spiffe_id {
-            return Err(CacheError::Issue(IssueError::Foreign));
-        }
-        let svid = Arc::new(JwtSvid {
-            entry_id: Arc::clone(&entry.id),
-            id: signed.id,
-            token: signed.token,
-            hint: Arc::clone(&entry.hint),
-            issued_at: signed.issued_at,
-            expires_at: signed.expires_at,
-        });
-        let renew_at = RenewAt::draw(svid.issued_at, svid.expires_at, received_at, self.inner.entropy.u64());
-        // Under the lock of the state, so that a step which removes the entry comes wholly before or wholly after.
-        let state = self.inner.state();
-        if !state.wants(&entry) {
-            return Err(CacheError::NotEntitled);
-        }
-        if !entry.jwt_svid_include_jti {
-            self.inner.jwt().insert(key, Arc::clone(&svid), renew_at.at());
-        }
-        drop(state);
-        Ok(svid)
-    }
-
     /// What is held now.
     pub fn counts(&self) -> Counts {
         let jwt_svids = self.inner.jwt().len();
@@ -302,6 +213,12 @@ impl Cache {
             jwt_svids,
             subscribers: state.views.subscribers(),
         }
+    }
+
+    /// How many requests for JWT-SVIDs are under way.
+    #[cfg(test)]
+    pub(crate) fn jwt_requests(&self) -> usize {
+        self.inner.jwt().requests()
     }
 }
 
@@ -314,10 +231,6 @@ impl Inner {
 
     fn jwt(&self) -> MutexGuard<'_, JwtCache> {
         self.jwt.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn still_wanted(&self, entry: &Entry) -> bool {
-        self.state().wants(entry)
     }
 
     /// Drops what has expired, so that views without it are handed out.

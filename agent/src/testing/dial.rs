@@ -155,7 +155,13 @@ impl<N> tower::Service<http::Request<Body>> for Face<N> {
             }),
             "NewJWTSVID" => unary(request, move |message| {
                 let fake = Arc::clone(&fake);
-                async move { fake.admit(serial).and_then(|()| fake.sign_jwt(message)) }
+                async move {
+                    fake.state().jwt_asked += 1;
+                    let answer = fake.admit(serial).and_then(|()| fake.sign_jwt(message));
+                    let delay = fake.state().jwt_delay;
+                    tokio::time::sleep(delay).await;
+                    answer
+                }
             }),
             "Subscribe" => streaming(request, move |request| Arc::clone(&fake).push(serial, request)),
             other => panic!("{other} is not served"),

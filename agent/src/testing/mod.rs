@@ -6,6 +6,7 @@ mod authority;
 mod dial;
 mod journeys;
 mod server;
+mod tokens;
 
 use std::path::Path;
 use std::sync::Arc;
