@@ -24,6 +24,8 @@ pub(crate) const URI: u8 = 0x86;
 pub(crate) const DNS: u8 = 0x82;
 
 pub(crate) const ECDSA_SHA256: &[u8] = b"\x06\x08\x2a\x86\x48\xce\x3d\x04\x03\x02";
+/// md5WithRSAEncryption
+pub(crate) const RSA_MD5: &[u8] = b"\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x01\x04\x05\x00";
 pub(crate) const ECDSA_SHA1: &[u8] = b"\x06\x07\x2a\x86\x48\xce\x3d\x04\x01";
 
 pub(crate) const SKI: &[u8] = b"\x06\x03\x55\x1d\x0e";
@@ -315,15 +317,4 @@ impl Issuer {
 
 pub(crate) fn base64url(bytes: &[u8]) -> String {
     base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes)
-}
-
-/// The shortest of a few runs: what the work costs, without what else the machine was doing.
-#[allow(clippy::disallowed_methods)] // a test measures real time
-pub(crate) fn fastest(mut work: impl FnMut()) -> Duration {
-    let run = |_| {
-        let start = std::time::Instant::now();
-        work();
-        start.elapsed()
-    };
-    (0..5).map(run).min().unwrap()
 }

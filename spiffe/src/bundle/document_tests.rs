@@ -324,7 +324,8 @@ fn h_59_refresh_hints() {
     for text in ["-1", r#""300""#, "2.5"] {
         assert!(matches!(with(text), Err(BundleError::RefreshHint)), "{text}");
     }
-    assert!(with("18446744073709551616").is_err());
+    let beyond = with("18446744073709551616");
+    assert!(matches!(beyond, Err(BundleError::Json(JsonError::InexactNumber))), "{beyond:?}");
 }
 
 #[test]

@@ -96,7 +96,7 @@ impl<'a> Unverified<'a> {
     pub fn parse(token: &'a str) -> Result<Self, JwtError> {
         let (signed, signature) = token.rsplit_once('.').ok_or(JwtError::Structure)?;
         let (header, payload) = signed.split_once('.').ok_or(JwtError::Structure)?;
-        if [header, payload, signature].iter().any(|part| part.len() > MAX_PART.div_ceil(3) * 4) {
+        if [header, payload, signature].iter().any(|part| part.len() > (MAX_PART * 4).div_ceil(3)) {
             return Err(JwtError::TooLong);
         }
         if payload.contains('.') {

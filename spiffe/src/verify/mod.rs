@@ -39,6 +39,9 @@ pub enum VerifyError {
         /// How many there are.
         count: usize,
     },
+    /// The names in the chain allow more paths than are searched.
+    #[error("peer certificates can be put together in too many ways")]
+    TooManyPaths,
     /// The leaf is not an X509-SVID.
     #[error("peer certificate is not an X509-SVID")]
     Leaf(#[source] X509Error),

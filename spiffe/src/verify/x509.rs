@@ -16,8 +16,16 @@ use crate::bundle::{Bundles, X509Authority};
 use crate::id::SpiffeId;
 use crate::x509::{Certificate, PublicKey, Serial, X509Error, split_certificates};
 
-/// Longest chain that is looked at, leaf included; webpki allows six intermediates in a path.
+/// Longest chain that is looked at, leaf included.
 const MAX_CHAIN: usize = 16;
+
+/// How many intermediates webpki allows in a path.
+const MAX_INTERMEDIATES: usize = 6;
+
+/// How many paths the names in a chain may allow: as many as [`MAX_INTERMEDIATES`] of one name do, in any order and
+/// number. A search through more of them is work that a stranger could order for nothing, since no signature is
+/// checked before a path has reached a root.
+const MAX_PATHS: usize = 1956;
 
 /// A peer that may be believed to be `id`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -144,9 +152,21 @@ fn build(
     if anchors.is_empty() {
         return Err(VerifyError::NoAuthority);
     }
-    let certificates: Vec<CertificateDer<'_>> = chain.iter().map(|der| CertificateDer::from(&der[..])).collect();
-    let (first, intermediates) = certificates.split_first().ok_or(VerifyError::NoCertificate)?;
-    let leaf = EndEntityCert::try_from(first).map_err(VerifyError::Path)?;
+    let (first, above) = chain.split_first().ok_or(VerifyError::NoCertificate)?;
+    let first_der = CertificateDer::from(&first[..]);
+    let leaf = EndEntityCert::try_from(&first_der).map_err(VerifyError::Path)?;
+    // webpki reads every certificate again for every path, so it gets none that is endless; and what cannot be read here
+    // may be in no path anyway.
+    let (mut presented, mut unreadable) = (Vec::with_capacity(above.len()), None);
+    for der in above {
+        match Certificate::parse(der.clone()) {
+            Ok(certificate) => presented.push(certificate),
+            Err(error) => unreadable = unreadable.or(Some(error)),
+        }
+    }
+    let intermediates: Vec<CertificateDer<'_>> =
+        presented.iter().map(|certificate| CertificateDer::from(&certificate.der[..])).collect();
+    check_paths(first, &presented)?;
     let time = UnixTime::since_unix_epoch(now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO));
 
     // What webpki cannot say by its own error type.
@@ -156,7 +176,7 @@ fn build(
         let Some(root) = position.and_then(|index| anchored.get(index)) else {
             return Err(webpki::Error::UnknownIssuer);
         };
-        match judge_path(path, root) {
+        match judge_path(path, &presented, root) {
             Ok(found) if accept(&found) => Ok(()),
             Ok(_) => Err(webpki::Error::UnknownIssuer),
             Err(error) => {
@@ -166,29 +186,68 @@ fn build(
         }
     };
     let outcome =
-        leaf.verify_for_usage(webpki::ALL_VERIFICATION_ALGS, &anchors, intermediates, time, usage, None, Some(&judge));
+        leaf.verify_for_usage(webpki::ALL_VERIFICATION_ALGS, &anchors, &intermediates, time, usage, None, Some(&judge));
     match outcome {
         Ok(_) => Ok(()),
         Err(error) => Err(refusal.take().unwrap_or(match error {
             webpki::Error::NameConstraintViolation | webpki::Error::MalformedNameConstraint => {
                 VerifyError::NameConstraints(error)
             }
+            webpki::Error::UnknownIssuer if let Some(error) = unreadable => VerifyError::Intermediate(error),
             _ => VerifyError::Path(error),
         })),
     }
 }
 
+/// Counts the paths that webpki would try if none leads to a root, up to [`MAX_PATHS`].
+fn check_paths(leaf: &Bytes, presented: &[Certificate]) -> Result<(), VerifyError> {
+    if presented.len() <= MAX_INTERMEDIATES {
+        return Ok(());
+    }
+    let leaf = Certificate::parse(leaf.clone()).map_err(VerifyError::Leaf)?;
+    let mut left = MAX_PATHS;
+    climb(&leaf.issuer, presented, &mut Vec::with_capacity(MAX_INTERMEDIATES), &mut left)
+}
+
+/// Takes one from `left` for each way to go on from a certificate of this issuer, and from all that follow.
+fn climb<'a>(
+    issuer: &Bytes,
+    presented: &'a [Certificate],
+    path: &mut Vec<&'a Certificate>,
+    left: &mut usize,
+) -> Result<(), VerifyError> {
+    if path.len() == MAX_INTERMEDIATES {
+        return Ok(());
+    }
+    for step in presented.iter().filter(|step| step.subject == *issuer) {
+        if path.iter().any(|known| known.spki_der == step.spki_der && known.subject == step.subject) {
+            continue;
+        }
+        *left = left.checked_sub(1).ok_or(VerifyError::TooManyPaths)?;
+        path.push(step);
+        climb(&step.issuer, presented, path, left)?;
+        path.pop();
+    }
+    Ok(())
+}
+
 /// The rules of RFC 5280 that webpki leaves out; returns the authorities of the path.
-fn judge_path(path: &webpki::VerifiedPath<'_>, root: &Certificate) -> Result<Vec<Bytes>, VerifyError> {
+fn judge_path(
+    path: &webpki::VerifiedPath<'_>,
+    presented: &[Certificate],
+    root: &Certificate,
+) -> Result<Vec<Bytes>, VerifyError> {
     let mut found = Vec::new();
     let mut below_root = 0_usize;
-    for certificate in path.intermediate_certificates() {
-        let der = Bytes::copy_from_slice(&certificate.der());
-        let certificate = Certificate::parse(der.clone()).map_err(VerifyError::Intermediate)?;
+    for used in path.intermediate_certificates() {
+        let used = used.der();
+        let Some(certificate) = presented.iter().find(|certificate| *certificate.der == *used) else {
+            return Err(VerifyError::Path(webpki::Error::UnknownIssuer));
+        };
         certificate.check_authority().map_err(VerifyError::Intermediate)?;
         // Section 4.2.1.9: self-issued certificates do not count.
         below_root += usize::from(!certificate.is_self_issued());
-        found.push(der);
+        found.push(certificate.der.clone());
     }
     if root.path_length.is_some_and(|limit| below_root > limit as usize) {
         return Err(VerifyError::PathLength);

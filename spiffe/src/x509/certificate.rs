@@ -26,6 +26,12 @@ pub enum X509Error {
     /// Not version 3.
     #[error("certificate is not X.509 version 3")]
     Version,
+    /// More extensions than any honest certificate has.
+    #[error("certificate has {count} extensions, at most 64 are looked at")]
+    TooManyExtensions {
+        /// How many there are.
+        count: usize,
+    },
     /// Two extensions of one kind (RFC 5280, section 4.2).
     #[error("certificate has the same extension twice")]
     DuplicateExtension,
@@ -75,6 +81,9 @@ pub enum X509Error {
     #[error("private key does not belong to the certificate")]
     ForeignKey,
 }
+
+/// How many extensions are looked at: each is compared with all before it, and strangers choose how many there are.
+const MAX_EXTENSIONS: usize = 64;
 
 /// The key usage bits of a certificate (RFC 5280, section 4.2.1.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -150,7 +159,7 @@ pub struct Certificate {
 
 impl Certificate {
     /// Reads one DER certificate with nothing after it. Of the profile only what no certificate
-    /// may break is checked: version 3, no repeated extension, a readable serial number.
+    /// may break is checked: version 3, few extensions and none twice, a readable serial number.
     pub fn parse(der: impl Into<Bytes>) -> Result<Self, X509Error> {
         let der: Bytes = der.into();
         let (rest, parsed) = X509Certificate::from_der(&der).map_err(|_| X509Error::Malformed)?;
@@ -190,6 +199,9 @@ impl Certificate {
 
     fn read_extensions(&mut self, der: &Bytes, parsed: &X509Certificate<'_>) -> Result<(), X509Error> {
         let extensions = parsed.extensions();
+        if extensions.len() > MAX_EXTENSIONS {
+            return Err(X509Error::TooManyExtensions { count: extensions.len() });
+        }
         for (index, extension) in extensions.iter().enumerate() {
             if extensions.iter().take(index).any(|earlier| earlier.oid == extension.oid) {
                 return Err(X509Error::DuplicateExtension);
