@@ -1,5 +1,7 @@
 //! What every store must do, as one suite that each of them passes.
 
+#![allow(clippy::disallowed_methods, reason = "a test ends with the tasks it spawned")]
+
 use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::committer::{Batch, Committer, MAX_WAITING};
+use super::meters::Meters;
 use super::record::{Reader, Restored};
 use super::replica::{Board, HeadReads, HeadRequest, Health, Replica};
 use super::{OpenError, Store, StoreError};
@@ -69,7 +70,8 @@ pub async fn open(
     };
     let replica = Replica::new(Arc::clone(&board), heads);
     let reader = Reader::new(state.trust_domain().clone());
-    let core = Core { store, reach, clock, entropy, board, state, reader, confirmed: Instant::now() };
+    let meters = Meters::default();
+    let core = Core { store, reach, clock, entropy, board, state, reader, meters, confirmed: Instant::now() };
     Ok(Opened { committer: Committer::new(queue), replica, writer: Writer { core, waiting, head_requests } })
 }
 
@@ -180,5 +182,6 @@ struct Core {
     board: Arc<Board>,
     state: Arc<State>,
     reader: Reader,
+    meters: Meters,
     confirmed: Instant,
 }

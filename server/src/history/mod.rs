@@ -10,6 +10,7 @@ mod error;
 pub mod faulty;
 mod group;
 pub mod memory;
+mod meters;
 mod position;
 pub mod record;
 pub mod replica;

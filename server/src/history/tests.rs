@@ -1,3 +1,5 @@
+#![allow(clippy::disallowed_methods, reason = "a test ends with the tasks it spawned")]
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -7,9 +7,11 @@ use futures_util::StreamExt;
 use runtime::backoff::Backoff;
 use runtime::shutdown::Shutdown;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::{Core, RETRY_FIRST, Reach};
 use crate::history::committer::{Batch, Outcome, Proposal, SharedPart, Verdict};
+use crate::history::meters::{Ended, Tally};
 use crate::history::record;
 use crate::history::replica::{Feed, Health, Step};
 use crate::history::{
@@ -32,12 +34,25 @@ enum Done {
     Unknown(StoreError),
 }
 
+impl Done {
+    /// How the write ended; not at all, if it is decided and tried again.
+    fn ended(&self) -> Option<Ended> {
+        match self {
+            Self::Committed(_) => Some(Ended::Committed),
+            Self::Moved => None,
+            Self::Full(_) => Some(Ended::Full),
+            Self::Failed(_) | Self::Unknown(_) => Some(Ended::Failed),
+        }
+    }
+}
+
 /// Proposals decided on one state, and what they come to.
 struct Round {
     state: State,
     writes: Vec<Vec<Write>>,
     parts: Vec<SharedPart>,
     taken: Vec<Box<dyn Proposal>>,
+    tally: Tally,
     urgency: Urgency,
     bytes: usize,
 }
@@ -57,6 +72,7 @@ impl Core {
                 waiting.drain(..).for_each(|proposal| proposal.answer(outcome.clone()));
                 return;
             }
+            let began = Instant::now();
             let round = self.decide(&mut waiting, full.as_ref());
             if round.parts.is_empty() {
                 // Refusals rest on what is absent, which is only sure at the head.
@@ -74,7 +90,11 @@ impl Core {
                 last.push(record::meta_of(&round.state));
             }
             let group = Group::new(self.entropy.bytes(), round.state.at(), round.urgency, writes);
-            match self.append(&group, queue, shutdown).await {
+            let done = self.append(&group, queue, shutdown).await;
+            if let Some(ended) = done.ended() {
+                self.meters.record(&round.tally, ended, began.elapsed());
+            }
+            match done {
                 Done::Committed(position) => {
                     self.publish(round.state, position, round.parts);
                     let outcome = Outcome::Committed { position, at: group.at() };
@@ -129,6 +149,7 @@ impl Core {
             writes: Vec::new(),
             parts: Vec::new(),
             taken: Vec::new(),
+            tally: Tally::default(),
             urgency: Urgency::Shrinking,
             bytes: GROUP_OVERHEAD,
         };
@@ -167,7 +188,9 @@ impl Core {
     /// Adds a part to the round; `false` if the group has no room left for it.
     fn take(&self, round: &mut Round, part: Part, urgency: Urgency) -> Result<bool, Outcome> {
         let mut writes = Vec::with_capacity(part.changes.len() + 1);
+        let mut tally = Tally::default();
         let applied = part.changes.iter().try_for_each(|change| {
+            tally.count(change, &round.state);
             writes.extend(record::writes_of(&round.state, &part.scope, change));
             round.state.apply_change(change).map_err(Outcome::Invalid)
         });
@@ -189,6 +212,7 @@ impl Core {
         }
         round.bytes += bytes;
         round.urgency = round.urgency.min(urgency);
+        round.tally.add(&tally);
         round.writes.push(writes);
         round.parts.push(Arc::new(part));
         Ok(true)
