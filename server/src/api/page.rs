@@ -81,7 +81,11 @@ mod tests {
             match token.parse::<u64>() {
                 Ok(after) => prop_assert_eq!(parsed.unwrap(), Some(Page { size: 1, after })),
                 Err(_) if token.is_empty() => prop_assert_eq!(parsed.unwrap(), Some(Page { size: 1, after: 0 })),
-                Err(_) => prop_assert!(parsed.is_err()),
+                Err(_) => {
+                    let error = parsed.unwrap_err();
+                    prop_assert_eq!(error.to_string(), format!("could not parse token '{token}'"));
+                    prop_assert_eq!(error, PageTokenError { token: token.clone() });
+                }
             }
             prop_assert_eq!(page(0, &token).unwrap(), None);
             prop_assert_eq!(page(-1, &token).unwrap(), None);

@@ -370,6 +370,7 @@ mod tests {
         let status = Status { code: 9, message: "in use".into() };
         let error = verdict(Some(status), || "failed to delete federated bundle \"x\"".into()).unwrap_err();
         assert_eq!(error.to_string(), "failed to delete federated bundle \"x\": in use");
-        assert!(verdict(Some(Status::default()), String::new).is_ok());
+        verdict(Some(Status::default()), String::new).unwrap();
+        assert!(matches!(verdict(None, String::new), Err(CliError::Missing("a result"))));
     }
 }

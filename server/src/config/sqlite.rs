@@ -144,7 +144,7 @@ mod tests {
         std::fs::write(&path, database(b"")).unwrap();
         std::fs::write(directory.path().join("datastore.sqlite3-wal"), b"..attested_node_entries..").unwrap();
         assert!(holds_entries(&path).unwrap());
-        assert!(holds_entries(directory.path()).is_err());
+        assert_eq!(holds_entries(directory.path()).unwrap_err().kind(), ErrorKind::IsADirectory);
     }
 
     #[test]

@@ -37,27 +37,30 @@ fn ids_are_refused_in_known_words() {
 
 #[test]
 fn h_06_h_07_h_08_hostile_ids_are_refused() {
-    for (trust_domain, path) in [
-        ("Example.org", "/a"),
-        ("example.org", "a"),
-        ("example.org", "/a/"),
-        ("example.org", "//a"),
-        ("example.org", "/a/../b"),
-        ("example.org", "/a?q=1"),
-        ("example.org", "/a#f"),
-        ("example.org:443", "/a"),
-        ("u@example.org", "/a"),
-        ("example.org", "/%61"),
-        ("example.org", "/a\n"),
-        ("", "/a"),
-        ("spiffe://example.org/x", "/a"),
+    for (trust_domain, path, expected) in [
+        ("Example.org", "/a", IdError::TrustDomainCharacter),
+        ("example.org", "a", IdError::PathWithoutSlash),
+        ("example.org", "/a/", IdError::TrailingSlash),
+        ("example.org", "//a", IdError::EmptySegment),
+        ("example.org", "/a/../b", IdError::DotSegment),
+        ("example.org", "/a?q=1", IdError::PathCharacter),
+        ("example.org", "/a#f", IdError::PathCharacter),
+        ("example.org:443", "/a", IdError::TrustDomainCharacter),
+        ("u@example.org", "/a", IdError::TrustDomainCharacter),
+        ("example.org", "/%61", IdError::PathCharacter),
+        ("example.org", "/a\n", IdError::PathCharacter),
+        ("", "/a", IdError::MissingTrustDomain),
+        ("spiffe://example.org/x", "/a", IdError::TrustDomainCharacter),
     ] {
-        let parsed = any_id(Some(&message(trust_domain, path)));
-        assert!(matches!(parsed, Err(WireError::Id(_))), "{trust_domain:?} {path:?}: {parsed:?}");
+        match any_id(Some(&message(trust_domain, path))) {
+            Err(WireError::Id(error)) => assert_eq!(error, expected, "{trust_domain:?} {path:?}"),
+            other => panic!("{trust_domain:?} {path:?}: {other:?}"),
+        }
     }
     let longest = format!("/{}", "a".repeat(2_048 - "spiffe://example.org/".len()));
-    assert!(any_id(Some(&message("example.org", &longest))).is_ok());
-    assert!(any_id(Some(&message("example.org", &format!("{longest}b")))).is_err());
+    assert_eq!(any_id(Some(&message("example.org", &longest))).unwrap().path(), longest);
+    let longer = any_id(Some(&message("example.org", &format!("{longest}b"))));
+    assert!(matches!(longer, Err(WireError::Id(IdError::TooLong))), "{longer:?}");
 }
 
 #[test]

@@ -146,13 +146,13 @@ async fn the_address_must_be_named_if_asked_for() {
     let (certificate, key) = authority.node(KeyType::EcP256, |parameters| {
         parameters.subject_alt_names = vec![SanType::IpAddress(Ipv4Addr::new(192, 0, 2, 1).into())];
     });
-    for (address, expected) in [(Some("192.0.2.1"), true), (Some("::ffff:192.0.2.1"), true), (Some("192.0.2.2"), false)]
-    {
-        let address = address.map(|text| text.parse().unwrap());
-        let result = attest(&settings, &certificate, &mut Answering { key: &key, address }).await;
-        assert_eq!(result.is_ok(), expected, "{address:?}: {result:?}");
-        assert!(expected || matches!(result, Err(AttestError::WrongAddress)));
+    for address in ["192.0.2.1", "::ffff:192.0.2.1"] {
+        let address = Some(address.parse().unwrap());
+        attest(&settings, &certificate, &mut Answering { key: &key, address }).await.unwrap();
     }
+    let address = Some("192.0.2.2".parse().unwrap());
+    let other = attest(&settings, &certificate, &mut Answering { key: &key, address }).await;
+    assert!(matches!(other, Err(AttestError::WrongAddress)), "{other:?}");
     let unknown = attest(&settings, &certificate, &mut Answering { key: &key, address: None }).await;
     assert!(matches!(unknown, Err(AttestError::NoAddress)));
 }

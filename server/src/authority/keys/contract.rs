@@ -43,7 +43,9 @@ pub(crate) async fn signing_keys<K: SigningKeys, F: Future<Output = K>>(open: im
     keys.delete("rsa-2048").await.unwrap();
     keys.delete("rsa-2048").await.unwrap();
     assert!(keys.signer("rsa-2048").is_none());
-    assert!(signer.sign_x509(b"message").is_ok(), "who holds a signer may finish with it");
+    let signature = signer.sign_x509(b"message").unwrap();
+    let bits = &signer.public_key().bits;
+    UnparsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, bits).verify(b"message", &signature).unwrap();
     let after = keys.public().await.unwrap();
     assert_eq!(after.keys.len(), 3);
     assert_eq!(after.owner, before.owner);

@@ -265,7 +265,9 @@ fn an_update_is_judged_by_what_the_entry_becomes() {
         selectors: Some(vec![selector("b:1"), selector("a:1")]),
         ..Draft::default()
     };
-    assert!(update(&state, "two", &twin.check(&own()).unwrap(), now()).is_ok());
+    let (part, two) = update(&state, "two", &twin.check(&own()).unwrap(), now()).unwrap();
+    assert_eq!((&*two.id, &two.spiffe_id, two.selectors.len()), ("two", &id("/web"), 2));
+    assert_eq!(part, Part::new(vec![Change::PutEntry(two)]));
 }
 
 #[test]
@@ -273,7 +275,7 @@ fn what_is_not_there_or_has_ended_is_not_found() {
     let mut state = start();
     made(&mut state, "one", Draft { expires_at: Some(2000), ..draft() });
     let nothing = Draft::default().check(&own()).unwrap();
-    assert!(remove(&state, "one", at(1999)).is_ok());
+    assert_eq!(remove(&state, "one", at(1999)), Ok(Part::new(vec![Change::RemoveEntry("one".into())])));
     for (id, now) in [("one", at(2000)), ("none", now())] {
         assert_eq!(update(&state, id, &nothing, now), Err(Refusal::NotFound));
         assert_eq!(remove(&state, id, now), Err(Refusal::NotFound));
