@@ -2,6 +2,9 @@
 
 use std::time::{Duration, SystemTime};
 
+/// However little is left of a credential, it is not renewed sooner than this after its receipt.
+const LEAST_DISTANCE: Duration = Duration::from_millis(500);
+
 /// The moment at which one credential is to be renewed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RenewAt(SystemTime);
@@ -31,10 +34,23 @@ impl RenewAt {
         self.0 <= now
     }
 
-    /// The least distance between two renewals of one credential: a tenth of its life, so that
-    /// a server that hands out almost expired credentials is not stormed.
-    pub fn least_distance(not_before: SystemTime, not_after: SystemTime) -> Duration {
-        not_after.duration_since(not_before).unwrap_or_default() / 10
+    /// The least distance between the receipt of a credential and its renewal: a tenth of its life, so that a server that
+    /// hands out almost expired credentials is not stormed. But no more than a third of what was left at the receipt:
+    /// of a life that began long before, a tenth may be more than that, and the credential would run out.
+    pub fn least_distance(not_before: SystemTime, not_after: SystemTime, received_at: SystemTime) -> Duration {
+        let life = not_after.duration_since(not_before).unwrap_or_default();
+        let left = not_after.duration_since(not_before.max(received_at)).unwrap_or_default();
+        (life / 10).min((left / 3).max(LEAST_DISTANCE))
+    }
+}
+
+/// How long to wait before a failed renewal is tried again, where a back-off says `wait`: no longer than half of what
+/// the credential has left, so that nobody sleeps through its end, but on that account not less than `least`. What has
+/// run out is in no hurry any more.
+pub fn retry_within(wait: Duration, not_after: SystemTime, now: SystemTime, least: Duration) -> Duration {
+    match not_after.duration_since(now) {
+        Ok(left) if !left.is_zero() => wait.min((left / 2).max(least)),
+        _ => wait,
     }
 }
 
@@ -75,8 +91,29 @@ mod tests {
     }
 
     #[test]
-    fn two_renewals_are_a_tenth_of_the_life_apart() {
-        assert_eq!(RenewAt::least_distance(at(100), at(700)), Duration::from_secs(60));
-        assert_eq!(RenewAt::least_distance(at(700), at(100)), Duration::ZERO);
+    fn a_renewal_is_a_tenth_of_the_life_away() {
+        assert_eq!(RenewAt::least_distance(at(100), at(700), at(100)), Duration::from_secs(60));
+        assert_eq!(RenewAt::least_distance(at(100), at(700), at(50)), Duration::from_secs(60));
+        assert_eq!(RenewAt::least_distance(at(700), at(100), at(100)), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_life_that_began_long_ago_does_not_push_the_renewal_past_its_end() {
+        // A tenth of the life is 366 s, and 60 s are left.
+        let (not_before, not_after, received_at) = (at(0), at(3660), at(3600));
+        assert_eq!(RenewAt::least_distance(not_before, not_after, received_at), Duration::from_secs(20));
+        assert!(received_at + Duration::from_secs(20) < RenewAt::draw(not_before, not_after, received_at, 0).at());
+        assert_eq!(RenewAt::least_distance(at(0), at(3601), received_at), LEAST_DISTANCE);
+        assert_eq!(RenewAt::least_distance(at(0), at(3600), received_at), LEAST_DISTANCE);
+    }
+
+    #[test]
+    fn a_retry_comes_before_the_end() {
+        let (long, least) = (Duration::from_secs(30), Duration::from_secs(1));
+        let within = |left: u64| retry_within(long, at(1000 + left), at(1000), least).as_secs();
+        assert_eq!([100, 60, 50, 20, 2, 1].map(within), [30, 30, 25, 10, 1, 1]);
+        assert_eq!(within(0), 30);
+        assert_eq!(retry_within(long, at(900), at(1000), least), long);
+        assert_eq!(retry_within(Duration::ZERO, at(1100), at(1000), least), Duration::ZERO);
     }
 }

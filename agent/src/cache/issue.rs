@@ -126,7 +126,7 @@ fn earliest(one: Option<SystemTime>, other: Option<SystemTime>) -> Option<System
 /// `availability_target` of validity left whenever the server goes away. `random` spreads that wish over ten minutes.
 ///
 /// The wish counts only for credentials that outlive it by more than twelve hours, as in SPIRE. No credential is
-/// renewed within the first tenth of its life, whatever was drawn.
+/// renewed sooner after its receipt than [`RenewAt::least_distance`], whatever was drawn.
 pub fn renewal(
     drawn: RenewAt,
     not_before: SystemTime,
@@ -141,7 +141,8 @@ pub fn renewal(
     let wished = availability_target
         .filter(|target| life.saturating_sub(*target) > GRACE)
         .and_then(|target| not_after.checked_sub(target + Duration::from_secs(random % SPREAD_SECONDS)));
-    drawn.at().min(wished.unwrap_or(not_after)).max(received_at + RenewAt::least_distance(not_before, not_after))
+    let soonest = received_at + RenewAt::least_distance(not_before, not_after, received_at);
+    drawn.at().min(wished.unwrap_or(not_after)).max(soonest)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use runtime::backoff::Backoff;
 use runtime::shutdown::Shutdown;
-use spiffe::renew::RenewAt;
+use spiffe::renew::{RenewAt, retry_within};
 use spiffe::x509::{KeyType, PrivateKey, X509Svid};
 
 use super::desired::{Entry, EntryId};
@@ -28,6 +28,8 @@ const KEYS_INLINE: usize = 16;
 const CALL_RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 /// How long an item that the server refused is left alone; doubles up to the second.
 const ITEM_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// How soon after a failure the next attempt comes when an SVID is about to run out.
+const LEAST_RETRY: Duration = Duration::from_secs(1);
 
 /// An entry with its new key and request.
 struct Order {
@@ -88,7 +90,10 @@ impl Cache {
                     self.keep(&ids, results);
                 }
                 Err(error) => {
+                    let now = self.inner.clock.now();
                     let wait = backoff.next(&self.inner.entropy);
+                    let end = self.inner.state().first_end(&ids, now);
+                    let wait = end.map_or(wait, |end| retry_within(wait, end, now, LEAST_RETRY));
                     tracing::warn!(
                         svids = ids.len(),
                         error = runtime::telemetry::chain(&error),
@@ -97,7 +102,7 @@ impl Cache {
                     );
                     metrics::counter!("cache_manager.sign.failures").increment(1);
                     batch = (ids.len() / 2).max(1);
-                    failed_until = self.inner.clock.now().checked_add(wait);
+                    failed_until = now.checked_add(wait);
                     self.keep(&ids, Vec::new());
                 }
             }
@@ -151,6 +156,8 @@ impl Cache {
                     let wait =
                         state.refused.get(&entry.id).map_or(ITEM_RETRY.0, |last| last.wait * 2).min(ITEM_RETRY.1);
                     let spread = wait.mul_f64(0.9 + 0.1 * self.inner.entropy.unit());
+                    let held = state.credentials.get(&entry.id).map(|credential| credential.svid.not_after);
+                    let spread = held.map_or(spread, |end| retry_within(spread, end, now, LEAST_RETRY));
                     state.refused.insert(Arc::clone(&entry.id), Refused { retry_at: now + spread, wait });
                     tracing::warn!(
                         entry_id = %entry.id,

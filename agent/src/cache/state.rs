@@ -111,8 +111,8 @@ impl State {
         }
         for credential in self.credentials.values_mut() {
             if credential.authority_key_id.as_ref().is_some_and(|key_id| tainted.contains(key_id)) {
-                let svid = &credential.svid;
-                let soonest = credential.received_at + RenewAt::least_distance(svid.not_before, svid.not_after);
+                let (svid, received_at) = (&credential.svid, credential.received_at);
+                let soonest = received_at + RenewAt::least_distance(svid.not_before, svid.not_after, received_at);
                 credential.renew_at = credential.renew_at.min(soonest.max(now));
             }
         }
@@ -154,6 +154,12 @@ impl State {
             })
             .collect();
         issue::plan(&candidates, limit, now)
+    }
+
+    /// When the first of the credentials of these entries runs out, of those that have not yet.
+    pub(super) fn first_end(&self, ids: &HashSet<EntryId>, now: SystemTime) -> Option<SystemTime> {
+        let ends = ids.iter().filter_map(|id| self.credentials.get(id)).map(|credential| credential.svid.not_after);
+        ends.filter(|end| *end > now).min()
     }
 
     pub(super) fn forget(&mut self, ids: &HashSet<EntryId>, now: SystemTime) {

@@ -87,9 +87,10 @@ pub struct AgentSvid {
 
 impl AgentSvid {
     /// When it is to be renewed: at the time drawn for it, or at once if an authority of `bundle` that signed it is
-    /// tainted, but never within the first tenth of its life.
+    /// tainted, but not sooner after its receipt than [`RenewAt::least_distance`].
     fn due_at(&self, bundle: Option<&Bundle>) -> SystemTime {
-        let soonest = self.received_at + RenewAt::least_distance(self.svid.not_before, self.svid.not_after);
+        let (not_before, not_after) = (self.svid.not_before, self.svid.not_after);
+        let soonest = self.received_at + RenewAt::least_distance(not_before, not_after, self.received_at);
         let tainted = bundle
             .zip(self.authority_key_id.as_ref())
             .is_some_and(|(bundle, key_id)| taint::authorities(bundle).contains(key_id));

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use runtime::backoff::Backoff;
 use runtime::shutdown::Shutdown;
+use spiffe::renew::retry_within;
 use spiffe::x509::{PrivateKey, X509Svid};
 
 use super::{AgentData, AgentSvid, Decision, Identity, IdentityError, UnknownAuthority};
@@ -14,6 +15,8 @@ use crate::server_link::{AttestError, ServerLink};
 
 /// How long a failed attempt is waited out.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// How soon after a failed attempt the next one comes when the SVID is about to run out.
+const LEAST_RETRY: Duration = Duration::from_millis(250);
 /// How long the first attestation is tried before the process gives up, as SPIRE's agent does.
 const FIRST_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -100,7 +103,10 @@ impl Identity {
                 }
                 Err(error) if self.is_final(&error, &current, must_reattest) => return Err(self.forget(error).await),
                 Err(error) => {
+                    // Counted from here: the attempt itself may have taken long.
+                    let now = self.inner.clock.now();
                     let wait = backoff.next(&self.inner.entropy);
+                    let wait = retry_within(wait, current.svid.not_after, now, LEAST_RETRY);
                     retry_at = now.checked_add(wait);
                     tracing::warn!(
                         error = runtime::telemetry::chain(&error),

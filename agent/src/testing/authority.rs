@@ -19,6 +19,8 @@ pub(crate) struct Authority {
     root: Bytes,
     issuer: Issuer<'static, KeyPair>,
     next_serial: u64,
+    /// How far certificates begin before they are signed.
+    pub backdate: Duration,
 }
 
 impl Authority {
@@ -31,7 +33,13 @@ impl Authority {
         params.not_before = now.into();
         params.not_after = (now + Duration::from_secs(10 * 365 * 86400)).into();
         let root = Bytes::copy_from_slice(params.self_signed(&key).unwrap().der());
-        Self { trust_domain: trust_domain.clone(), root, issuer: Issuer::new(params, key), next_serial: 1 }
+        Self {
+            trust_domain: trust_domain.clone(),
+            root,
+            issuer: Issuer::new(params, key),
+            next_serial: 1,
+            backdate: BACKDATE,
+        }
     }
 
     pub(crate) fn bundle(&self, sequence: u64, tainted: bool) -> Bundle {
@@ -62,7 +70,7 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.subject_alt_names = vec![SanType::URI(id.as_str().try_into().unwrap())];
-        params.not_before = (now - BACKDATE).into();
+        params.not_before = (now - self.backdate).into();
         params.not_after = (now + ttl).into();
         let leaf = params.signed_by(&key, &self.issuer).unwrap();
         (Bytes::copy_from_slice(leaf.der()), serial)

@@ -5,6 +5,7 @@
 mod authority;
 mod dial;
 mod journeys;
+mod lasting;
 mod server;
 mod tokens;
 

@@ -89,13 +89,22 @@ fn what_is_under_way_or_was_refused_waits() {
 
 #[test]
 fn renewal_keeps_away_from_the_first_tenth() {
+    let hours = |hours: u64| at(hours * 3600);
+    let (not_before, not_after, received_at) = (hours(0), hours(1000), hours(50));
+    let drawn = RenewAt::draw(not_before, not_after, received_at, 0);
+    // A wish that was past when the credential came.
+    let target = Some(Duration::from_secs(985 * 3600));
+    assert_eq!(renewal(drawn, not_before, not_after, received_at, target, 0), hours(150));
+    assert_eq!(renewal(drawn, not_before, not_after, received_at, None, 0), drawn.at());
+}
+
+#[test]
+fn renewal_comes_before_the_end_of_what_was_nearly_over() {
     // Received when a hundredth of its life was left.
     let (not_before, not_after, received_at) = (at(0), at(10_000), at(9_900));
     let drawn = RenewAt::draw(not_before, not_after, received_at, 0);
-    assert!(drawn.at() < not_after);
-    assert_eq!(renewal(drawn, not_before, not_after, received_at, None, 0), at(10_900));
-    let drawn = RenewAt::draw(not_before, not_after, at(10), 0);
-    assert_eq!(renewal(drawn, not_before, not_after, at(10), None, 0), drawn.at());
+    assert_eq!(drawn.at(), at(9_945));
+    assert_eq!(renewal(drawn, not_before, not_after, received_at, None, 0), drawn.at());
 }
 
 #[test]
