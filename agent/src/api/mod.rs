@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use runtime::clock::Clock;
 use runtime::telemetry::LogLevel;
-use tonic::service::Routes;
+use transport::serve::Routes;
 
 use crate::cache::Cache;
 use crate::workload::Attestors;
@@ -35,23 +35,18 @@ pub struct Settings {
 
 /// The services of the socket that every process may open.
 pub fn workload_routes(cache: &Cache, attestors: Arc<Attestors>, settings: Settings, clock: Clock) -> Routes {
-    let mut routes = Routes::builder();
-    routes.add_service(health::service(cache.clone(), settings.disable_workload_api));
+    let mut routes = Routes::default().with(health::service(cache.clone(), settings.disable_workload_api));
     let mut names = vec!["grpc.health.v1.Health"];
     if !settings.disable_workload_api {
         names.insert(0, workload::SERVICE);
-        routes.add_service(workload::WorkloadApi::new(cache.clone(), attestors, settings, clock));
+        routes = routes.with(workload::WorkloadApi::new(cache.clone(), attestors, settings, clock));
     }
-    reflection::add(&mut routes, &names);
-    routes.routes()
+    reflection::add(routes, &names)
 }
 
 /// The services of the operators' socket.
 pub fn admin_routes(cache: Cache, own: Arc<dyn OwnChain>, level: LogLevel, clock: Clock) -> Routes {
-    let mut routes = Routes::builder();
-    routes.add_service(debug::service(cache, own, clock));
-    routes.add_service(logger::service(level));
-    routes.routes()
+    Routes::default().with(debug::service(cache, own, clock)).with(logger::service(level))
 }
 
 #[cfg(test)]

@@ -2,8 +2,8 @@
 
 use prost::Message;
 use prost_types::FileDescriptorSet;
-use tonic::service::RoutesBuilder;
 use tonic_reflection::server::Builder;
+use transport::serve::Routes;
 
 /// Files that are not described here: this socket serves nothing of them.
 fn serves(file: &prost_types::FileDescriptorProto, services: &[&str]) -> bool {
@@ -12,12 +12,12 @@ fn serves(file: &prost_types::FileDescriptorProto, services: &[&str]) -> bool {
     file.service.is_empty() || file.service.iter().any(|service| services.contains(&name(service.name()).as_str()))
 }
 
-/// Describes `services`, by their full names. If the descriptors do not allow it, there is no reflection: it is a
-/// convenience.
-pub(super) fn add(routes: &mut RoutesBuilder, services: &[&'static str]) {
+/// Describes `services`, by their full names, beside `routes`. If the descriptors do not allow it, there is no
+/// reflection: it is a convenience.
+pub(super) fn add(routes: Routes, services: &[&'static str]) -> Routes {
     let Ok(mut files) = FileDescriptorSet::decode(spiffe_proto::DESCRIPTORS) else {
         tracing::warn!("The protocol descriptors cannot be read; no reflection");
-        return;
+        return routes;
     };
     files.file.retain(|file| serves(file, services));
     let builder = || {
@@ -26,12 +26,10 @@ pub(super) fn add(routes: &mut RoutesBuilder, services: &[&'static str]) {
         })
     };
     match (builder().build_v1(), builder().build_v1alpha()) {
-        (Ok(newest), Ok(alpha)) => {
-            routes.add_service(newest);
-            routes.add_service(alpha);
-        }
+        (Ok(newest), Ok(alpha)) => routes.with(newest).with(alpha),
         (Err(error), _) | (_, Err(error)) => {
             tracing::warn!(error = runtime::telemetry::chain(&error), "No reflection");
+            routes
         }
     }
 }

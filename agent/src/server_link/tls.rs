@@ -167,7 +167,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let (trigger, shutdown) = Shutdown::new();
-        let routes = tonic::service::Routes::default();
+        let routes = transport::serve::Routes::default();
         tokio::spawn(tcp(listener, tls, routes, TcpLimits::default(), Clock::system(), shutdown));
         (port, trigger)
     }

@@ -31,7 +31,7 @@ use spiffe_proto::health::health_server::HealthServer;
 use spiffe_proto::logger::logger_server::LoggerServer;
 use spiffe_proto::svid::svid_server::SvidServer;
 use spiffe_proto::sync::sync_server::SyncServer;
-use tonic::service::Routes;
+use transport::serve::Routes;
 
 use self::admission::Gate;
 use self::agent::AgentService;
@@ -71,19 +71,19 @@ impl Services {
     /// What is served on the network.
     pub fn network(&self) -> Routes {
         Routes::default()
-            .add_service(Gate::new(AgentServer::new(self.agent.clone()), &self.core))
-            .add_service(Gate::new(BundleServer::new(self.bundle.clone()), &self.core))
-            .add_service(Gate::new(EntryServer::new(self.entry.clone()), &self.core))
-            .add_service(Gate::new(SvidServer::new(self.svid.clone()), &self.core))
-            .add_service(Gate::new(SyncServer::new(self.sync.clone()), &self.core))
+            .with(Gate::new(AgentServer::new(self.agent.clone()), &self.core))
+            .with(Gate::new(BundleServer::new(self.bundle.clone()), &self.core))
+            .with(Gate::new(EntryServer::new(self.entry.clone()), &self.core))
+            .with(Gate::new(SvidServer::new(self.svid.clone()), &self.core))
+            .with(Gate::new(SyncServer::new(self.sync.clone()), &self.core))
     }
 
     /// What is served on the admin socket.
     pub fn local(&self) -> Routes {
         self.network()
-            .add_service(Gate::new(DebugServer::new(self.debug.clone()), &self.core))
-            .add_service(Gate::new(LoggerServer::new(self.logger.clone()), &self.core))
-            .add_service(Gate::new(HealthServer::new(self.health.clone()), &self.core))
+            .with(Gate::new(DebugServer::new(self.debug.clone()), &self.core))
+            .with(Gate::new(LoggerServer::new(self.logger.clone()), &self.core))
+            .with(Gate::new(HealthServer::new(self.health.clone()), &self.core))
     }
 }
 

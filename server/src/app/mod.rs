@@ -17,7 +17,6 @@ use runtime::telemetry::health::Health;
 use runtime::telemetry::level::LogLevel;
 use runtime::telemetry::{self, http, log, metrics};
 use tokio::net::{TcpListener, UnixListener};
-use tonic::service::Routes;
 use transport::rotating::{self, Rotating};
 use transport::serve::{self, TcpLimits, UnixLimits};
 use transport::socket::SocketError;
@@ -299,12 +298,12 @@ impl Server {
     }
 
     /// What is served on the network.
-    fn network_routes(&self) -> Routes {
+    fn network_routes(&self) -> transport::serve::Routes {
         self.services.network()
     }
 
     /// What is served on the admin socket.
-    fn admin_routes(&self) -> Routes {
+    fn admin_routes(&self) -> transport::serve::Routes {
         self.services.local()
     }
 

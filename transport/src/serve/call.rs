@@ -14,11 +14,11 @@ use hyper::body::Incoming;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tonic::Status;
-use tonic::service::Routes;
 use tower::Service as _;
 
 use super::crowd::Seat;
 use super::ending::{Ended, Ending, Reason};
+use super::routes::Routes;
 use crate::peer::Peer;
 
 /// Calls of one connection that its client gave up, in [`GIVEN_UP_WINDOW`], before the connection is ended: each of
@@ -158,6 +158,7 @@ async fn answer(mut open: Open, mut request: Request<Incoming>) -> Response<Repl
     }
     request.extensions_mut().insert(line.ending.clone());
     let mut routes = line.routes.clone();
+    let request = request.map(tonic::body::Body::new);
     let answered = tokio::select! {
         biased;
         answered = routes.call(request) => answered,

@@ -10,10 +10,12 @@ mod crowd;
 mod ending;
 mod expiry;
 mod gather;
+mod routes;
 mod tcp;
 mod unix;
 
 pub use ending::{Ending, Reason};
+pub use routes::{Answer, Routes};
 pub(crate) use tcp::tune;
 pub use tcp::{TcpLimits, tcp};
 pub use unix::{UnixLimits, unix};

@@ -13,13 +13,13 @@ use spiffe::id::SpiffeId;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
-use tonic::service::Routes;
 
 use super::call::Line;
 use super::connection;
 use super::crowd::{Crowd, First, Party, Place};
 use super::ending::{Ending, Reason};
 use super::expiry::Expiries;
+use super::routes::Routes;
 use super::{ACCEPT_PAUSE, concerns_one_connection, descriptors};
 use crate::peer::Peer;
 use crate::verify;
@@ -114,7 +114,7 @@ pub async fn tcp(
     let tasks = Tasks::new(trigger);
     let served = Arc::new(Listener {
         tls: TlsAcceptor::from(tls),
-        routes: routes.prepare(),
+        routes,
         http2: connection::http2(limits.streams_per_connection, 1024 * 1024),
         expiries: Arc::default(),
         strangers: Crowd::new(limits.handshakes, usize::MAX, First::Oldest),

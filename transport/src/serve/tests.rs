@@ -26,7 +26,6 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tonic::body::Body;
 use tonic::server::NamedService;
-use tonic::service::Routes;
 use tower::{Service, ServiceExt as _};
 
 use super::*;
@@ -163,7 +162,7 @@ fn local(change: impl FnOnce(&mut UnixLimits)) -> Local {
     change(&mut limits);
     let answers = Answers::default();
     let open = Arc::clone(&answers.open);
-    let served = tokio::spawn(unix(listener, Routes::new(answers), limits, shutdown));
+    let served = tokio::spawn(unix(listener, Routes::default().with(answers), limits, shutdown));
     Local { _folder: folder, path, trigger, served, open }
 }
 
@@ -393,7 +392,7 @@ async fn remote(change: impl FnOnce(&mut TcpLimits)) -> Remote {
     let (trigger, shutdown) = Shutdown::new();
     let mut limits = TcpLimits::default();
     change(&mut limits);
-    let routes = Routes::new(Answers::default());
+    let routes = Routes::default().with(Answers::default());
     let served = tokio::spawn(tcp(listener, tls, routes, limits, Clock::system(), shutdown));
     Remote { issuer, trust, port, trigger, served }
 }

@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use runtime::shutdown::{Shutdown, Tasks};
 use tokio::net::{UnixListener, UnixStream};
-use tonic::service::Routes;
 
 use super::call::Line;
 use super::connection;
 use super::crowd::{Crowd, First, Party};
 use super::ending::{Ending, Reason};
+use super::routes::Routes;
 use super::{ACCEPT_PAUSE, concerns_one_connection, descriptors};
 use crate::authority::AuthorityFix;
 use crate::peer::{Peer, UnixPeer};
@@ -84,7 +84,6 @@ pub async fn unix(listener: UnixListener, routes: Routes, limits: UnixLimits, sh
     let crowd = Crowd::new(limits.connections, limits.streams, First::Newest);
     let limits = Arc::new(limits);
     let http2 = Arc::new(connection::http2(limits.streams_per_connection, 64 * 1024));
-    let routes = routes.prepare();
     loop {
         let accepted = tokio::select! {
             biased;

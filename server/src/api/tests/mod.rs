@@ -27,11 +27,11 @@ use spiffe_proto::entry::entry_client::EntryClient;
 use spiffe_proto::types::permission_denied_details::Reason;
 use spiffe_proto::{agent, rpc_status, types};
 use tonic::body::Body;
-use tonic::service::Routes;
 use tonic::{Code, Status};
 use tower::Service;
 use transport::peer::{Peer, UnixPeer};
 use transport::rotating::Rotating;
+use transport::serve::{Answer, Routes};
 
 use super::Services;
 use super::agent::AgentService;
@@ -281,7 +281,7 @@ struct Connection {
 impl Service<http::Request<Body>> for Connection {
     type Response = http::Response<Body>;
     type Error = Infallible;
-    type Future = <Routes as Service<http::Request<Body>>>::Future;
+    type Future = Answer;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
