@@ -1,5 +1,6 @@
 //! The load generator: simulated agents and workloads over the real wire, ours and a peer's in turns, in one run.
 
+mod connected;
 mod issuance;
 mod load;
 mod node;
@@ -73,7 +74,7 @@ enum Part {
     Agents,
     /// Workload API: first answers, cached tokens, open streams.
     Workload,
-    /// From a changed entry to an open stream.
+    /// From a changed entry to an open stream, and from a ban to the end of one.
     Propagation,
     /// Sizes, idle memory, start.
     Footprint,
@@ -151,6 +152,10 @@ async fn one_round(arguments: &Arguments, side: Side, binaries: &Binaries, repor
     }
     if wanted(arguments, Part::Workload) || wanted(arguments, Part::Propagation) {
         workloads(arguments, side, binaries, report).await.context("workloads")?;
+    }
+    // A peer without push streams has none to end.
+    if wanted(arguments, Part::Propagation) && binaries.kind == Kind::Signet {
+        bans(side, binaries, report).await.context("bans")?;
     }
     Ok(())
 }
@@ -313,7 +318,10 @@ async fn agents(arguments: &Arguments, side: Side, binaries: &Binaries, report: 
     let nodes = node::nodes(address, &server.socket(), arguments.agents, &node::id("/bench")).await?;
     let mut open = Vec::new();
     for node in &nodes {
-        open.push(connected(node, binaries.kind).await?);
+        match binaries.kind {
+            Kind::Signet => open.push(connected::Stream::open(node).await?),
+            Kind::Spire => connected::poll(node).await?,
+        }
     }
     let after = stats::memory(pid, "VmRSS")?;
     let each = after.saturating_sub(before) as f64 / nodes.len() as f64;
@@ -335,39 +343,6 @@ async fn agents(arguments: &Arguments, side: Side, binaries: &Binaries, report: 
     );
     Ok(())
 }
-
-/// What a connected agent holds open: ours the push stream, a peer's nothing between two polls.
-async fn connected(node: &node::Node, kind: Kind) -> Result<Option<Held>> {
-    use spiffe_proto::sync::sync_client::SyncClient;
-    use spiffe_proto::sync::{Hello, SubscribeRequest, subscribe_request};
-    if kind == Kind::Spire {
-        let request = spiffe_proto::entry::SyncAuthorizedEntriesRequest::default();
-        let mut client = spiffe_proto::entry::entry_client::EntryClient::new(node.channel.clone());
-        let mut answers = client.sync_authorized_entries(tokio_stream::once(request)).await?.into_inner();
-        while answers.message().await?.is_some() {}
-        return Ok(None);
-    }
-    let (send, receive) = tokio::sync::mpsc::channel(4);
-    // A digest of no view there is, so that the server compares.
-    let hello = Hello { digest: vec![0; 32].into(), ..Hello::default() };
-    let hello = SubscribeRequest { message: Some(subscribe_request::Message::Hello(hello)) };
-    send.send(hello).await?;
-    let mut client = SyncClient::new(node.channel.clone());
-    let mut answers = client.subscribe(tokio_stream::wrappers::ReceiverStream::new(receive)).await?.into_inner();
-    let first = answers.message().await?.context("the push stream ended")?;
-    if matches!(first.message, Some(spiffe_proto::sync::subscribe_response::Message::Compare(_))) {
-        let held =
-            SubscribeRequest { message: Some(subscribe_request::Message::Held(spiffe_proto::sync::Held::default())) };
-        send.send(held).await?;
-        answers.message().await?.context("the push stream ended")?;
-    }
-    Ok(Some((send, answers)))
-}
-
-type Held = (
-    tokio::sync::mpsc::Sender<spiffe_proto::sync::SubscribeRequest>,
-    tonic::Streaming<spiffe_proto::sync::SubscribeResponse>,
-);
 
 async fn workloads(arguments: &Arguments, side: Side, binaries: &Binaries, report: &mut Report) -> Result<()> {
     use Limit::{AtMost, CpuAtMost, None};
@@ -461,5 +436,29 @@ async fn workloads(arguments: &Arguments, side: Side, binaries: &Binaries, repor
             }
         }
     }
+    Ok(())
+}
+
+/// How many connected agents are banned.
+const BANS: usize = 50;
+
+async fn bans(side: Side, binaries: &Binaries, report: &mut Report) -> Result<()> {
+    use Limit::{AtMost, None};
+    let folder = tempfile::tempdir()?;
+    let server = Server::start(binaries, folder.path(), &options()).await?;
+    let mut times = connected::bans(&server, BANS).await?;
+    let slow = times.iter().filter(|time| **time > Duration::from_millis(50)).count();
+    for (name, share) in [("p50", 0.5), ("worst", 1.0)] {
+        let value = stats::percentile(&mut times, share).as_secs_f64() * 1e3;
+        report.add(side, &format!("ban to end of the push stream: {name}"), "ms", None, None, value);
+    }
+    report.add(
+        side,
+        &format!("ban to end of the push stream: above 50 ms of {BANS}"),
+        "bans",
+        AtMost(0.0),
+        None,
+        slow as f64,
+    );
     Ok(())
 }

@@ -16,6 +16,8 @@ use tonic::transport::Channel;
 /// One attested node with an open connection of its own.
 #[derive(Clone)]
 pub struct Node {
+    /// Its SPIFFE ID.
+    pub id: types::Spiffeid,
     /// Mutual TLS connection.
     pub channel: Channel,
 }
@@ -42,8 +44,9 @@ pub async fn nodes(
     let mut nodes = Vec::with_capacity(count);
     for number in 0..count {
         let token = token(&mut admin, Some(alias.clone())).await?;
+        let id = id(&format!("/spire/agent/join_token/{token}"));
         let presented = attest(server, number, token).await?;
-        nodes.push(Node { channel: tls(server, loopback(number)?, Some(presented)).await? });
+        nodes.push(Node { id, channel: tls(server, loopback(number)?, Some(presented)).await? });
     }
     Ok(nodes)
 }

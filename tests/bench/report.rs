@@ -124,6 +124,7 @@ fn finite(value: f64) -> Option<f64> {
 fn number(value: f64) -> String {
     match value {
         value if value.is_nan() => "-".into(),
+        0.0 => "0".into(),
         value if value.abs() >= 100.0 => format!("{value:.0}"),
         value if value.abs() >= 1.0 => format!("{value:.2}"),
         value => format!("{value:.4}"),
