@@ -98,10 +98,10 @@ impl Core {
         let CallerKind::X509 { id, serial, .. } = &caller.kind else {
             return Err(Failure::denied(method.path, None));
         };
-        let (id, serial) = (id.clone(), serial.to_string());
+        let (id, serial) = (id.clone(), *serial);
         let proposed = self
             .committer
-            .propose(Urgency::Normal, move |state, _| agent::promote(state, &id, &serial).map(|part| (part, ())));
+            .propose(Urgency::Normal, move |state, _| agent::promote(state, &id, serial).map(|part| (part, ())));
         match proposed.await {
             Ok(_) => Ok(Role::Agent),
             Err(error) => Err(Failure::of_proposal("unable to activate the new agent SVID", error, |refusal| {

@@ -331,10 +331,9 @@ pub fn judge_agent(state: &State, id: &SpiffeId, serial: &Serial, not_after: Sys
     let Standing::Active { serial: current, pending, .. } = &agent.standing else {
         return Verdict::Refused(Some(Reason::AgentBanned));
     };
-    let serial = serial.to_string();
-    if **current == *serial {
+    if current == serial {
         Verdict::Allowed(Role::Agent)
-    } else if pending.iter().any(|held| *held.serial == *serial) {
+    } else if pending.iter().any(|held| held.serial == *serial) {
         Verdict::Promote
     } else {
         Verdict::Refused(Some(Reason::AgentNotActive))

@@ -317,7 +317,7 @@ pub fn agent(agent: &Agent, mask: Option<&types::AgentMask>) -> types::Agent {
         message.attestation_type = agent.attestation_type.to_string();
     }
     if wants(|mask| mask.x509svid_serial_number) {
-        message.x509svid_serial_number = agent.serial().to_owned();
+        message.x509svid_serial_number = agent.serial().map(|serial| serial.to_string()).unwrap_or_default();
     }
     if wants(|mask| mask.x509svid_expires_at) {
         message.x509svid_expires_at = seconds(agent.expires_at);

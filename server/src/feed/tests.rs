@@ -8,6 +8,7 @@ use spiffe::bundle::{Bundle, X509Authority};
 use spiffe::id::TrustDomain;
 use spiffe::selector::{Selector, SelectorSet};
 use spiffe::view::Digest;
+use spiffe::x509::Serial;
 
 use super::session::{Greeting, Opening, OutOfTurn, Session, Step};
 use super::view::{Held, Version, View};
@@ -40,7 +41,7 @@ fn agent(number: u8, selectors: u8, ordinal: u64) -> Arc<Agent> {
         attestation_type: "test".into(),
         selectors: set(selectors),
         standing: Standing::Active {
-            serial: "1".into(),
+            serial: Serial::from(1),
             expires_at: now() + Duration::from_secs(9),
             pending: Vec::new(),
         },

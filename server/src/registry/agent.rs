@@ -7,10 +7,11 @@ use std::time::SystemTime;
 
 use spiffe::id::SpiffeId;
 use spiffe::selector::{Selector, SelectorSet};
+use spiffe::x509::Serial;
 
 use crate::state::State;
 use crate::state::model::{
-    Agent, Change, Entry, EntryId, JoinToken, MAX_PENDING_SERIALS, Part, PendingSerial, SerialText, Standing,
+    Agent, Change, Entry, EntryId, JoinToken, MAX_PENDING_SERIALS, Part, PendingSerial, Standing,
 };
 
 /// Why nothing happens to the agent.
@@ -52,7 +53,7 @@ pub struct Attestation {
     /// Whether the method can attest the node again.
     pub can_reattest: bool,
     /// Serial number of the new certificate, in decimal.
-    pub serial: SerialText,
+    pub serial: Serial,
     /// When the new certificate ends.
     pub expires_at: SystemTime,
     /// SHA-256 of the join token that proved the node, if it was one.
@@ -82,7 +83,7 @@ pub fn attest(state: &State, attestation: &Attestation, now: SystemTime) -> Resu
         attestation_type: Arc::clone(&attestation.attestation_type),
         selectors: attestation.selectors.clone(),
         standing: Standing::Active {
-            serial: Arc::clone(&attestation.serial),
+            serial: attestation.serial,
             expires_at: attestation.expires_at,
             pending: Vec::new(),
         },
@@ -152,13 +153,13 @@ fn whole_seconds(time: SystemTime) -> SystemTime {
 ///
 /// # Errors
 /// [`Refusal::NotAttested`], [`Refusal::Banned`] or [`Refusal::MustReattest`].
-pub fn renew(state: &State, id: &SpiffeId, serial: &SerialText, expires_at: SystemTime) -> Result<Part, Refusal> {
+pub fn renew(state: &State, id: &SpiffeId, serial: Serial, expires_at: SystemTime) -> Result<Part, Refusal> {
     let mut agent = renewable(state, id)?.clone();
     if let Standing::Active { pending, .. } = &mut agent.standing {
         if pending.len() >= MAX_PENDING_SERIALS {
             pending.drain(..=pending.len() - MAX_PENDING_SERIALS);
         }
-        pending.push(PendingSerial { serial: Arc::clone(serial), expires_at });
+        pending.push(PendingSerial { serial, expires_at });
     }
     Ok(Part::new(vec![Change::PutAgent(Arc::new(agent))]))
 }
@@ -180,17 +181,16 @@ pub fn renewable<'a>(state: &'a State, id: &SpiffeId) -> Result<&'a Agent, Refus
 ///
 /// # Errors
 /// [`Refusal::NotAttested`], [`Refusal::Banned`] or [`Refusal::NotActive`].
-pub fn promote(state: &State, id: &SpiffeId, serial: &str) -> Result<Part, Refusal> {
+pub fn promote(state: &State, id: &SpiffeId, serial: Serial) -> Result<Part, Refusal> {
     let agent = state.agent(id).ok_or(Refusal::NotAttested)?;
     let Standing::Active { serial: current, pending, .. } = &agent.standing else {
         return Err(Refusal::Banned);
     };
-    if **current == *serial {
+    if *current == serial {
         return Ok(Part::unchanged());
     }
-    let used = pending.iter().find(|held| *held.serial == *serial).ok_or(Refusal::NotActive)?;
-    let standing =
-        Standing::Active { serial: Arc::clone(&used.serial), expires_at: used.expires_at, pending: Vec::new() };
+    let used = pending.iter().find(|held| held.serial == serial).ok_or(Refusal::NotActive)?;
+    let standing = Standing::Active { serial: used.serial, expires_at: used.expires_at, pending: Vec::new() };
     let agent = Agent { standing, expires_at: used.expires_at, ..Agent::clone(agent) };
     Ok(Part::new(vec![Change::PutAgent(Arc::new(agent))]))
 }

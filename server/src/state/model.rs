@@ -10,6 +10,7 @@ use bytes::Bytes;
 use spiffe::bundle::{JwtAuthority, X509Authority};
 use spiffe::id::{SpiffeId, TrustDomain};
 use spiffe::selector::SelectorSet;
+use spiffe::x509::Serial;
 
 /// Whose part of the trust domain something belongs to.
 ///
@@ -86,14 +87,11 @@ impl Entry {
     }
 }
 
-/// A serial number of an agent's certificate, in decimal, as SPIRE shows it.
-pub type SerialText = Arc<str>;
-
 /// A certificate that an agent was given on renewal and has not used yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PendingSerial {
     /// Its serial number.
-    pub serial: SerialText,
+    pub serial: Serial,
     /// When it ends.
     pub expires_at: SystemTime,
 }
@@ -104,7 +102,7 @@ pub enum Standing {
     /// It may, with one of these certificates.
     Active {
         /// The serial number in use.
-        serial: SerialText,
+        serial: Serial,
         /// When the certificate in use ends.
         expires_at: SystemTime,
         /// Renewals not used yet, oldest first; at most [`MAX_PENDING_SERIALS`]. The first one
@@ -146,11 +144,11 @@ impl Agent {
         matches!(self.standing, Standing::Banned)
     }
 
-    /// The serial number in use, in decimal; empty for a banned agent.
-    pub fn serial(&self) -> &str {
+    /// The serial number in use; none for a banned agent.
+    pub fn serial(&self) -> Option<Serial> {
         match &self.standing {
-            Standing::Active { serial, .. } => serial,
-            Standing::Banned => "",
+            Standing::Active { serial, .. } => Some(*serial),
+            Standing::Banned => None,
         }
     }
 }

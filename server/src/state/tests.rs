@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use spiffe::bundle::{Bundle, JwtAuthority, X509Authority};
 use spiffe::id::{SpiffeId, TrustDomain};
 use spiffe::selector::{Selector, SelectorSet};
+use spiffe::x509::Serial;
 
 use super::model::*;
 use super::*;
@@ -61,7 +62,7 @@ fn entry(number: u8, shape: &Shape) -> Entry {
 }
 
 fn agent(number: u8, shape: &Shape) -> Agent {
-    let serial = |number: u8| SerialText::from(number.to_string());
+    let serial = |number: u8| Serial::from(u128::from(number));
     let pending = vec![PendingSerial { serial: serial(shape.ends), expires_at: at(9) }];
     let active = Standing::Active { serial: serial(shape.name), expires_at: at(u64::from(shape.ends)), pending };
     Agent {

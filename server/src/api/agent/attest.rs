@@ -181,7 +181,7 @@ impl AgentService {
             attestation_type: Arc::from(&*claim.kind),
             selectors,
             can_reattest,
-            serial: Arc::from(issued.serial().to_string()),
+            serial: issued.serial(),
             expires_at: issued.not_after(),
             token,
             alias_entry_id: Arc::from(self.core.entropy.uuid_v4()),

@@ -75,9 +75,9 @@ impl AgentService {
         let issued = issuer
             .agent_x509(&id, csr.public_key(), self.core.now(&state))
             .map_err(|error| Failure::of_issue("failed to sign X509 SVID", error))?;
-        let (serial, expires_at) = (Arc::<str>::from(issued.serial().to_string()), issued.not_after());
+        let (serial, expires_at) = (issued.serial(), issued.not_after());
         let proposed = self.core.committer.propose(Urgency::Normal, move |state, _| {
-            agent::renew(state, &id, &serial, expires_at).map(|part| (part, ()))
+            agent::renew(state, &id, serial, expires_at).map(|part| (part, ()))
         });
         let receipt =
             proposed.await.map_err(|error| Failure::of_proposal("failed to update agent", error, renew_refused))?;

@@ -66,9 +66,9 @@ fn state() -> State {
     let trust_domain = TrustDomain::parse("example.org").unwrap();
     let mut state = State::empty(trust_domain, Position::start(HistoryId([0; 16])));
     let active = || Standing::Active {
-        serial: "1".into(),
+        serial: Serial::from(1),
         expires_at: now(),
-        pending: vec![PendingSerial { serial: "2".into(), expires_at: now() }],
+        pending: vec![PendingSerial { serial: Serial::from(2), expires_at: now() }],
     };
     let changes: [fn(&State) -> Change; 4] = [
         |state| entry(state, "/admin", |entry| entry.admin = true),

@@ -80,7 +80,7 @@ impl Server {
     async fn start() -> Self {
         let history = History::open().await;
         let active = Standing::Active {
-            serial: "7".into(),
+            serial: Serial::from(7),
             expires_at: history.now() + Duration::from_secs(86_400),
             pending: Vec::new(),
         };

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use spiffe::bundle::{JwtAuthority, X509Authority};
 use spiffe::id::{SpiffeId, TrustDomain};
 use spiffe::selector::SelectorSet;
+use spiffe::x509::Serial;
 
 use super::RecordError;
 use crate::history::group::{seconds_of, time_of};
@@ -178,6 +179,12 @@ struct SerialRecord {
     expires_at: Option<Moment>,
 }
 
+impl SerialRecord {
+    fn number(&self) -> Result<Serial, RecordError> {
+        Serial::parse_decimal(&self.serial).map_err(|_| RecordError::Number)
+    }
+}
+
 impl AgentRecord {
     pub(super) fn of(agent: &Agent, own: &TrustDomain) -> Self {
         let active = match &agent.standing {
@@ -206,10 +213,10 @@ impl AgentRecord {
         let current = active.current.as_ref().ok_or(RecordError::Number)?;
         let pending = active.pending.iter().map(|one| {
             let expires_at = time(one.expires_at.as_ref())?;
-            Ok(PendingSerial { serial: Arc::from(one.serial.as_str()), expires_at })
+            Ok(PendingSerial { serial: one.number()?, expires_at })
         });
         Ok(Standing::Active {
-            serial: Arc::from(current.serial.as_str()),
+            serial: current.number()?,
             expires_at: time(current.expires_at.as_ref())?,
             pending: pending.collect::<Result<_, RecordError>>()?,
         })

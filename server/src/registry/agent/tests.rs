@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use spiffe::id::TrustDomain;
+use spiffe::x509::Serial;
 
 use super::*;
 use crate::history::Position;
@@ -35,7 +36,7 @@ fn attestation(serial: &str, token: Option<[u8; 32]>, can_reattest: bool) -> Att
         attestation_type: Arc::from(if can_reattest { "x509pop" } else { "join_token" }),
         selectors: SelectorSet::empty(),
         can_reattest,
-        serial: Arc::from(serial),
+        serial: serial.parse().unwrap(),
         expires_at: at(5_000),
         token,
         alias_entry_id: Arc::from("alias"),
@@ -93,8 +94,8 @@ fn a_ban_survives_attestation_and_a_second_ban_is_no_error() {
     let agent = id("/spire/agent/join_token/t");
     let banned = applied(&state, &ban(&state, &agent).unwrap());
     assert_eq!(attest(&banned, &attestation("2", None, false), at(1_000)).unwrap_err(), Refusal::Banned);
-    assert_eq!(renew(&banned, &agent, &Arc::from("2"), at(9_000)).unwrap_err(), Refusal::Banned);
-    assert_eq!(promote(&banned, &agent, "1").unwrap_err(), Refusal::Banned);
+    assert_eq!(renew(&banned, &agent, Serial::from(2), at(9_000)).unwrap_err(), Refusal::Banned);
+    assert_eq!(promote(&banned, &agent, Serial::from(1)).unwrap_err(), Refusal::Banned);
     assert!(ban(&banned, &agent).unwrap().changes.is_empty());
     assert_eq!(ban(&empty(), &agent).unwrap_err(), Refusal::NotAttested);
     assert_eq!(evict(&empty(), &agent).unwrap_err(), Refusal::NotAttested);
@@ -104,7 +105,7 @@ fn a_ban_survives_attestation_and_a_second_ban_is_no_error() {
 fn an_agent_that_can_attest_again_may_not_renew() {
     let state = applied(&empty(), &attest(&empty(), &attestation("1", None, true), at(1_000)).unwrap());
     let agent = id("/spire/agent/join_token/t");
-    assert_eq!(renew(&state, &agent, &Arc::from("2"), at(9_000)).unwrap_err(), Refusal::MustReattest);
+    assert_eq!(renew(&state, &agent, Serial::from(2), at(9_000)).unwrap_err(), Refusal::MustReattest);
 }
 
 #[test]
@@ -112,18 +113,21 @@ fn the_three_newest_renewals_wait_and_the_first_used_clears_the_others() {
     let agent = id("/spire/agent/join_token/t");
     let mut state = attested("0");
     for serial in ["1", "2", "3", "4"] {
-        state = applied(&state, &renew(&state, &agent, &Arc::from(serial), at(9_000)).unwrap());
+        state = applied(&state, &renew(&state, &agent, serial.parse().unwrap(), at(9_000)).unwrap());
     }
     assert_eq!(pending(&state), ["2", "3", "4"]);
-    assert_eq!(state.agent(&agent).unwrap().serial(), "0");
-    assert_eq!(promote(&state, &agent, "1").unwrap_err(), Refusal::NotActive);
-    let used = applied(&state, &promote(&state, &agent, "3").unwrap());
-    assert_eq!((used.agent(&agent).unwrap().serial(), used.agent(&agent).unwrap().expires_at), ("3", at(9_000)));
+    assert_eq!(state.agent(&agent).unwrap().serial(), Some(Serial::from(0)));
+    assert_eq!(promote(&state, &agent, Serial::from(1)).unwrap_err(), Refusal::NotActive);
+    let used = applied(&state, &promote(&state, &agent, Serial::from(3)).unwrap());
+    assert_eq!(
+        (used.agent(&agent).unwrap().serial(), used.agent(&agent).unwrap().expires_at),
+        (Some(Serial::from(3)), at(9_000))
+    );
     assert!(pending(&used).is_empty());
     for void in ["0", "2", "4"] {
-        assert_eq!(promote(&used, &agent, void).unwrap_err(), Refusal::NotActive);
+        assert_eq!(promote(&used, &agent, void.parse().unwrap()).unwrap_err(), Refusal::NotActive);
     }
-    assert!(promote(&used, &agent, "3").unwrap().changes.is_empty());
+    assert!(promote(&used, &agent, Serial::from(3)).unwrap().changes.is_empty());
 }
 
 proptest! {
@@ -138,16 +142,16 @@ proptest! {
         for (renews, pick) in steps {
             if renews {
                 let serial = given.len().to_string();
-                state = applied(&state, &renew(&state, &agent, &Arc::from(&*serial), at(9_000)).unwrap());
+                state = applied(&state, &renew(&state, &agent, serial.parse().unwrap(), at(9_000)).unwrap());
                 given.push(serial);
             } else {
                 let serial = given[given.len().saturating_sub(1 + pick)].clone();
-                let before = state.agent(&agent).unwrap().serial().to_owned();
-                match promote(&state, &agent, &serial) {
+                let before = state.agent(&agent).unwrap().serial().unwrap().to_string();
+                match promote(&state, &agent, serial.parse().unwrap()) {
                     Ok(part) => {
                         prop_assert!(!superseded.contains(&serial));
                         state = applied(&state, &part);
-                        prop_assert_eq!(state.agent(&agent).unwrap().serial(), &*serial);
+                        prop_assert_eq!(state.agent(&agent).unwrap().serial().unwrap().to_string(), serial.clone());
                         if before != serial { superseded.insert(before); }
                     }
                     Err(refusal) => prop_assert_eq!(refusal, Refusal::NotActive),

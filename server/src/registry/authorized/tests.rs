@@ -1,5 +1,6 @@
 use proptest::prelude::*;
 use spiffe::selector::{Selector, SelectorSet};
+use spiffe::x509::Serial;
 use std::time::Duration;
 
 use super::*;
@@ -55,7 +56,7 @@ fn agent(name: &str, ordinal: u64, selectors: &[u8]) -> Agent {
         ordinal,
         attestation_type: "x509pop".into(),
         selectors: set(selectors),
-        standing: Standing::Active { serial: "1".into(), expires_at: at(100), pending: vec![] },
+        standing: Standing::Active { serial: Serial::from(1), expires_at: at(100), pending: vec![] },
         expires_at: at(100),
         can_reattest: true,
         version: "".into(),

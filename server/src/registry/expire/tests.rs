@@ -1,5 +1,6 @@
 use spiffe::id::{SpiffeId, TrustDomain};
 use spiffe::selector::{Selector, SelectorSet};
+use spiffe::x509::Serial;
 
 use super::*;
 use crate::history::{HistoryId, Position};
@@ -45,7 +46,7 @@ fn entry(number: u64, parent: &SpiffeId, ends: Option<u64>, selectors: SelectorS
 }
 
 fn agent(number: u64, kind: &str, ends: u64, can_reattest: bool, banned: bool) -> Change {
-    let active = Standing::Active { serial: "1".into(), expires_at: at(ends), pending: vec![] };
+    let active = Standing::Active { serial: Serial::from(1), expires_at: at(ends), pending: vec![] };
     Change::PutAgent(Arc::new(Agent {
         id: id(&format!("/spire/agent/{kind}/{number}")),
         ordinal: number,
