@@ -18,7 +18,7 @@ use spiffe_proto::entry::{CountEntriesRequest, GetAuthorizedEntriesRequest, Sync
 use spiffe_proto::types;
 use spiffe_proto::types::permission_denied_details::Reason;
 use spiffe_proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
-use spiffe_proto::workload::{JwtsvidRequest, X509BundlesRequest, X509svidRequest};
+use spiffe_proto::workload::{JwtsvidRequest, X509BundlesRequest, X509svidRequest, X509svidResponse};
 use tempfile::TempDir;
 use tonic::Code;
 
@@ -50,6 +50,13 @@ impl House {
         register(&self.server, NODE, path, more)
     }
 
+    /// An open X.509 stream of this process, which has been registered. A registered entry is on its way to the agent,
+    /// and a caller who is there before it is told that it has no identity: so the first SVID is waited for.
+    async fn svids(&self) -> Result<tonic::Streaming<X509svidResponse>> {
+        Workload::follow(&self.agent.socket(), None).first(PATIENCE).await?;
+        Ok(self.workload_api().await?.fetch_x509svid(secured(X509svidRequest {})).await?.into_inner())
+    }
+
     async fn workload_api(&self) -> Result<SpiffeWorkloadApiClient<tonic::transport::Channel>> {
         Ok(SpiffeWorkloadApiClient::new(unix(&self.agent.socket()).await?))
     }
@@ -75,10 +82,7 @@ fn text(output: &Output) -> String {
 }
 
 /// The paths of the identities in the next messages, until they are `wanted`.
-async fn until_paths(
-    stream: &mut tonic::Streaming<spiffe_proto::workload::X509svidResponse>,
-    wanted: &[&str],
-) -> Result<spiffe_proto::workload::X509svidResponse> {
+async fn until_paths(stream: &mut tonic::Streaming<X509svidResponse>, wanted: &[&str]) -> Result<X509svidResponse> {
     let wanted: Vec<String> = wanted.iter().map(|path| format!("spiffe://example.org{path}")).collect();
     let found = async {
         loop {
@@ -129,7 +133,7 @@ async fn a_process_gets_its_identity_by_command() -> Result<()> {
 async fn entries_reach_an_open_stream_as_they_are_created_changed_and_deleted() -> Result<()> {
     let house = House::new().await?;
     let first = house.register("/a", &[])?;
-    let mut stream = house.workload_api().await?.fetch_x509svid(secured(X509svidRequest {})).await?.into_inner();
+    let mut stream = house.svids().await?;
     until_paths(&mut stream, &["/a"]).await?;
 
     let second = house.register("/b", &["-hint", "internal"])?;
@@ -185,7 +189,7 @@ async fn entries_come_by_token_alias_by_agent_id_and_by_node_alias() -> Result<(
     register(&house.server, NODE, "/by-token-alias", &[])?;
     register(&house.server, &agent, "/by-agent-id", &[])?;
     register(&house.server, cluster, "/by-node-alias", &[])?;
-    let mut stream = house.workload_api().await?.fetch_x509svid(secured(X509svidRequest {})).await?.into_inner();
+    let mut stream = house.svids().await?;
     until_paths(&mut stream, &["/by-agent-id", "/by-node-alias", "/by-token-alias"]).await?;
     Ok(())
 }
@@ -289,7 +293,7 @@ async fn only_administrators_administer_over_the_network() -> Result<()> {
 async fn an_admin_workload_administers_over_the_network() -> Result<()> {
     let house = House::new().await?;
     house.register("/operator", &["-admin"])?;
-    let mut stream = house.workload_api().await?.fetch_x509svid(secured(X509svidRequest {})).await?.into_inner();
+    let mut stream = house.svids().await?;
     let message = until_paths(&mut stream, &["/operator"]).await?;
     let svid = message.svids.first().context("no SVID")?;
     let presented = e2e::testkit::Presented {
@@ -361,7 +365,7 @@ async fn a_federated_bundle_comes_with_the_entries_that_ask_for_it() -> Result<(
     assert_eq!(set, "bundle set.\n");
 
     house.register("/web", &["-federatesWith", "spiffe://other.test"])?;
-    let mut stream = house.workload_api().await?.fetch_x509svid(secured(X509svidRequest {})).await?.into_inner();
+    let mut stream = house.svids().await?;
     let message = until_paths(&mut stream, &["/web"]).await?;
     assert_eq!(message.federated_bundles.keys().collect::<Vec<_>>(), ["spiffe://other.test"]);
     let bundles = house
@@ -407,7 +411,7 @@ async fn a_restarted_server_has_everything_it_had() -> Result<()> {
     house.server.start_again().await?;
     assert_eq!(state(&house.server)?, before);
     house.register("/later", &[])?;
-    let mut stream = house.workload_api().await?.fetch_x509svid(secured(X509svidRequest {})).await?.into_inner();
+    let mut stream = house.svids().await?;
     until_paths(&mut stream, &["/later", "/web"]).await?;
     Ok(())
 }
