@@ -115,8 +115,8 @@ impl Cache {
         Self { inner: Arc::new(inner) }
     }
 
-    /// Takes one step of the server's view. When this returns, every subscriber has been handed what the step
-    /// changes: nothing that it removed is handed out any more.
+    /// Takes one step of the server's view. When this returns, every subscriber has been given its view of the step:
+    /// whoever takes anything from the cache from now on takes nothing that the step removed.
     pub fn apply(&self, update: Update) {
         let now = self.inner.clock.now();
         let (ended, own) = self.inner.state().apply(update, now);

@@ -85,6 +85,7 @@ async fn nothing_of_an_entry_is_handed_out_after_its_deletion_was_acknowledged()
     let world = World::new();
     let agent = world.start().await;
     agent.cache.first_sync().await;
+    let mut open = agent.subscribe(&["unix:uid:1"]);
     for round in 0..50 {
         world.fake.put_entry("a", "unix:uid:1");
         // Sometimes before it is signed, sometimes after.
@@ -93,8 +94,13 @@ async fn nothing_of_an_entry_is_handed_out_after_its_deletion_was_acknowledged()
         }
         let revision = world.fake.remove_entry("a");
         world.fake.acknowledged(revision).await;
+        // A stream that has not looked since before the entry came.
+        if let Some(view) = futures_util::FutureExt::now_or_never(open.changed()).flatten() {
+            assert!(!view.entitled && view.svids.is_empty());
+        }
         for _ in 0..20 {
             assert!(!agent.at_once(&["unix:uid:1"]).entitled);
+            assert!(!open.current().entitled);
             let jwt = agent.cache.jwt_svids(&selectors(&["unix:uid:1"]), &["x".into()], None).await;
             assert!(matches!(jwt, Err(CacheError::NotEntitled)));
             tokio::task::yield_now().await;
