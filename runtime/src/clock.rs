@@ -82,11 +82,18 @@ impl Clock {
         }
     }
 
-    /// Waits for `duration` of wall-clock time, counted from now.
+    /// Waits for `duration`. A clock that is set back meanwhile does not prolong the wait; one that is set forward, or a
+    /// machine that was suspended, shortens it.
     pub async fn sleep(&self, duration: Duration) {
-        match self.now().checked_add(duration) {
-            Some(at) => self.sleep_until(at).await,
-            None => std::future::pending().await,
+        let shown = async {
+            match self.now().checked_add(duration) {
+                Some(at) => self.sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = shown => {}
+            () = tokio::time::sleep(duration) => {}
         }
     }
 }
@@ -135,5 +142,19 @@ mod tests {
         let before = Instant::now();
         clock.sleep_until(start()).await;
         assert_eq!(Instant::now() - before, Duration::from_secs(60));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_set_back_does_not_prolong_a_duration() {
+        let clock = Clock::paused(start());
+        let before = Instant::now();
+        tokio::join!(clock.sleep(Duration::from_secs(30)), async {
+            clock.step_back(Duration::from_secs(86_400));
+        });
+        assert_eq!(Instant::now() - before, Duration::from_secs(30));
+        tokio::join!(clock.sleep(Duration::from_secs(3600)), async {
+            clock.step_forward(Duration::from_secs(3600));
+        });
+        assert!(Instant::now() - before <= Duration::from_secs(30) + REREAD);
     }
 }

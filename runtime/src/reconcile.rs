@@ -53,7 +53,7 @@ const RETRY_CAP: Duration = Duration::from_secs(30);
 /// Runs `step` at once, then whenever it asked to be woken or `nudge` was given, until `shutdown`.
 ///
 /// A step returns when it wants to be woken (`None`: by nudges only). After an error, which is logged under `name`, it
-/// is tried again with back-off of 1 to 30 s, or sooner by a nudge. A step under way is never cut off by shutdown.
+/// is tried again with back-off of 1 to 30 s, whatever the clock is set to, or sooner by a nudge. A step under way is never cut off by shutdown.
 pub async fn run<F, E>(
     name: &'static str,
     nudge: Nudge,
@@ -68,18 +68,27 @@ pub async fn run<F, E>(
     let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
     while !shutdown.is_requested() {
         let wake = match step().await {
-            Ok(wake) => {
+            Ok(at) => {
                 backoff.reset();
-                wake
+                Ok(at)
             }
             Err(error) => {
                 let wait = backoff.next(&entropy);
                 tracing::warn!(reconciler = name, error = crate::telemetry::chain(&error), retry_in = ?wait, "A step failed");
-                clock.now().checked_add(wait)
+                Err(wait)
+            }
+        };
+        let woken = async {
+            match wake {
+                Ok(at) => nudge.nudged_or_at(&clock, at).await,
+                Err(wait) => tokio::select! {
+                    () = nudge.nudged() => {}
+                    () = clock.sleep(wait) => {}
+                },
             }
         };
         tokio::select! {
-            () = nudge.nudged_or_at(&clock, wake) => {}
+            () = woken => {}
             () = shutdown.requested() => return,
         }
     }
@@ -126,5 +135,29 @@ mod tests {
         assert_eq!(seen.len(), 3);
         assert_eq!(seen[1], 100);
         assert!((100..=101).contains(&seen[2]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_set_back_does_not_put_off_a_retry() {
+        let clock = Clock::paused(SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000));
+        let (trigger, shutdown) = Shutdown::new();
+        let before = tokio::time::Instant::now();
+        let mut failed = false;
+        let stepped = clock.clone();
+        run("test", Nudge::new(), clock, Entropy::seeded(1), shutdown, move || {
+            let result = if std::mem::replace(&mut failed, true) {
+                trigger.request();
+                Ok(None)
+            } else {
+                // Steps once the wait has begun.
+                let stepped = stepped.clone();
+                #[allow(clippy::disallowed_methods, reason = "ends with the test")]
+                tokio::spawn(async move { stepped.step_back(Duration::from_secs(86_400)) });
+                Err(std::io::Error::other("not yet"))
+            };
+            async move { result }
+        })
+        .await;
+        assert!(before.elapsed() <= Duration::from_secs(2), "{:?}", before.elapsed());
     }
 }

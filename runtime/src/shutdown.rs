@@ -62,12 +62,15 @@ pub struct Tasks {
 struct Inner {
     trigger: Trigger,
     next: AtomicU64,
-    running: Mutex<HashMap<u64, (&'static str, AbortHandle)>>,
+    running: Mutex<HashMap<u64, Entry>>,
     count: watch::Sender<usize>,
 }
 
+/// The name of a task, and how to abort it once it has been started.
+type Entry = (&'static str, Option<AbortHandle>);
+
 impl Inner {
-    fn running(&self) -> MutexGuard<'_, HashMap<u64, (&'static str, AbortHandle)>> {
+    fn running(&self) -> MutexGuard<'_, HashMap<u64, Entry>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -111,8 +114,9 @@ impl Tasks {
         let number = self.inner.next.fetch_add(1, Ordering::Relaxed);
         let leave = Leave { inner: Arc::clone(&self.inner), number };
         let trigger = self.inner.trigger.clone();
-        // Held over the start, so that a task which ends at once finds itself in the books.
-        let mut running = self.inner.running();
+        // In the books before it starts, so that a task which ends at once finds itself there. The books are not held
+        // open meanwhile: a runtime that is shutting down drops the task in place, and that closes its entry.
+        self.inner.running().insert(number, (name, None));
         #[allow(clippy::disallowed_methods, reason = "the one place where tasks are started")]
         let handle = tokio::spawn(async move {
             let _leave = leave;
@@ -128,10 +132,9 @@ impl Tasks {
                 }
             }
         });
-        running.insert(number, (name, handle.abort_handle()));
-        let count = running.len();
-        drop(running);
-        self.inner.count.send_replace(count);
+        if let Some((_, known)) = self.inner.running().get_mut(&number) {
+            *known = Some(handle.abort_handle());
+        }
     }
 
     /// How many tasks are running.
@@ -156,7 +159,7 @@ impl Tasks {
             .running()
             .values()
             .map(|(name, handle)| {
-                handle.abort();
+                handle.iter().for_each(AbortHandle::abort);
                 *name
             })
             .collect();
@@ -230,5 +233,31 @@ mod tests {
         tasks.spawn_critical("heart", async { panic!("on purpose") });
         shutdown.requested().await;
         assert_eq!(tasks.join_all(Duration::from_secs(5)).await, Vec::<&str>::new());
+    }
+
+    #[test]
+    fn a_task_started_while_the_runtime_ends_is_dropped_and_holds_nobody_up() {
+        struct StartsAnother(Tasks);
+        impl Drop for StartsAnother {
+            fn drop(&mut self) {
+                self.0.spawn("too late", std::future::pending());
+            }
+        }
+        let (done, ended) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let tasks = Tasks::new(Shutdown::new().0);
+            let last = StartsAnother(tasks.clone());
+            runtime.block_on(async {
+                tasks.spawn("holder", async move {
+                    let _last = last;
+                    std::future::pending::<()>().await;
+                });
+                tokio::task::yield_now().await;
+            });
+            drop(runtime);
+            done.send(tasks.len()).unwrap();
+        });
+        assert_eq!(ended.recv_timeout(Duration::from_secs(60)), Ok(0));
     }
 }
