@@ -2,14 +2,18 @@
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::UnixStream;
 use std::path::{Component, Path, PathBuf};
 
+use nix::errno::Errno;
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
 use tokio::net::{UnixListener, UnixSocket};
 
 /// Connections that may wait to be accepted. Whoever connects in a loop makes others wait behind this many.
 const BACKLOG: u32 = 1024;
+/// What Linux takes (unix(7)): 108 bytes with the zero at the end.
+const MAX_PATH: usize = 107;
 
 /// Why a socket cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +24,14 @@ pub enum SocketError {
     NotAPath {
         /// As configured.
         path: PathBuf,
+    },
+    /// The path is longer than the operating system takes.
+    #[error("{} is {length} bytes long, and the path of a socket may have {MAX_PATH}", path.display())]
+    TooLong {
+        /// As configured, made absolute.
+        path: PathBuf,
+        /// Its bytes.
+        length: usize,
     },
     /// A part of the path is a symbolic link, which somebody else may turn elsewhere.
     #[error("{} is a symbolic link; name the directory it leads to", path.display())]
@@ -76,6 +88,10 @@ pub fn bind_unix(path: &Path, directory_mode: u32, socket_mode: u32) -> Result<U
     let (Some(directory), Some(_)) = (path.parent(), path.file_name()) else {
         return Err(SocketError::NotAPath { path });
     };
+    let length = path.as_os_str().len();
+    if length > MAX_PATH {
+        return Err(SocketError::TooLong { path, length });
+    }
     for part in parts(directory) {
         make(&part, directory_mode)?;
     }
@@ -130,10 +146,20 @@ fn remove_stale(path: &Path) -> Result<(), SocketError> {
     if !found.file_type().is_socket() {
         return Err(SocketError::Occupied { path: path.to_owned() });
     }
-    match UnixStream::connect(path) {
-        Ok(_) => Err(SocketError::InUse { path: path.to_owned() }),
-        Err(_) => fs::remove_file(path).map_err(system("remove the old socket", path)),
+    match connect(path) {
+        // Whoever is too busy to accept, or speaks in datagrams, is there all the same.
+        Ok(()) | Err(Errno::EAGAIN | Errno::EPROTOTYPE) => Err(SocketError::InUse { path: path.to_owned() }),
+        Err(Errno::ENOENT) => Ok(()),
+        Err(Errno::ECONNREFUSED) => fs::remove_file(path).map_err(system("remove the old socket", path)),
+        Err(errno) => Err(system("find out who listens on", path)(errno.into())),
     }
+}
+
+/// Connects without waiting, which one that does not accept could make last for ever.
+fn connect(path: &Path) -> Result<(), Errno> {
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let socket = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    socket::connect(socket.as_raw_fd(), &UnixAddr::new(path)?)
 }
 
 #[cfg(test)]
@@ -150,6 +176,36 @@ mod tests {
         let _second = bind_unix(&path, 0o750, 0o777).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o777);
         assert_eq!(fs::metadata(folder.path().join("a")).unwrap().mode() & 0o777, 0o750);
+    }
+
+    #[tokio::test]
+    async fn whoever_does_not_accept_is_there_all_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("busy.sock");
+        let busy = UnixSocket::new_stream().unwrap();
+        busy.bind(&path).unwrap();
+        let _busy = busy.listen(0).unwrap();
+        let _waiting = std::os::unix::net::UnixStream::connect(&path).unwrap();
+        assert_eq!(connect(&path), Err(Errno::EAGAIN));
+        assert!(matches!(bind_unix(&path, 0o755, 0o777), Err(SocketError::InUse { .. })));
+
+        let path = folder.path().join("datagrams.sock");
+        let datagrams = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+        assert!(matches!(bind_unix(&path, 0o755, 0o777), Err(SocketError::InUse { .. })));
+        assert!(fs::symlink_metadata(&path).unwrap().file_type().is_socket());
+        drop(datagrams);
+        let _ours = bind_unix(&path, 0o755, 0o777).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_path_that_is_too_long_is_refused_before_directories_are_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let room = MAX_PATH - folder.path().as_os_str().len() - "/a/".len();
+        let path = |bytes| folder.path().join("a").join("x".repeat(bytes));
+        let refused = bind_unix(&path(room + 1), 0o750, 0o770);
+        assert!(matches!(refused, Err(SocketError::TooLong { length: 108, .. })), "{refused:?}");
+        assert!(!folder.path().join("a").exists());
+        bind_unix(&path(room), 0o750, 0o770).unwrap();
     }
 
     #[tokio::test]
