@@ -30,7 +30,8 @@ pub const HEADER_LIST_LIMIT: usize = 16 * 1024;
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// The frame size that every endpoint grants if it announces nothing (and we announce nothing).
 const FRAME_LIMIT: usize = 16 * 1024;
-/// A header block above this is the end of the connection; one between this and the limit above only of its stream.
+/// A header block above this, frame heads included, is the end of the connection; one between this and the limit above
+/// only of its stream.
 const BLOCK_LIMIT: usize = 256 * 1024;
 /// How many connections of the process may hold a block above one frame at a time: an unfinished block is memory that
 /// the client pays nothing for.
@@ -157,6 +158,8 @@ struct Block {
     flags: u8,
     /// Payload of all frames so far, without padding and priority except in the first frame until it is complete.
     bytes: Vec<u8>,
+    /// What all frames so far took on the wire: one that brings nothing costs work, too.
+    read: usize,
     first_frame: bool,
     large: Option<LargeBlock>,
 }
@@ -243,7 +246,8 @@ impl Filter {
             if kind != CONTINUATION || stream != block.stream {
                 return Err(ended("a frame inside a header block"));
             }
-            if length > FRAME_LIMIT || block.bytes.len() + length > BLOCK_LIMIT {
+            block.read += head.len() + length;
+            if length > FRAME_LIMIT || block.read > BLOCK_LIMIT {
                 return Err(ended("a header block beyond all limits"));
             }
             if block.large.is_none() && block.bytes.len() + length > FRAME_LIMIT {
@@ -258,6 +262,7 @@ impl Filter {
                 last: flags & END_HEADERS != 0,
                 flags,
                 bytes: Vec::new(),
+                read: head.len() + length,
                 first_frame: true,
                 large: None,
             }));

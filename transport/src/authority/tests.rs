@@ -155,6 +155,19 @@ fn what_makes_no_sense_inside_a_block_ends_the_connection() {
 }
 
 #[test]
+fn frames_that_bring_nothing_to_a_block_are_counted() {
+    let with = |empty: usize| {
+        let mut bytes = PREFACE.to_vec();
+        bytes.extend(frame(HEADERS, 0, 1, b"\x82"));
+        (0..empty).for_each(|_| bytes.extend(frame(CONTINUATION, 0, 1, b"")));
+        bytes.extend(frame(CONTINUATION, END_HEADERS, 1, b""));
+        filtered(&bytes, 8192).map(|out| lists(&out).len()).map_err(|error| error.kind())
+    };
+    assert_eq!(with(100), Ok(1));
+    assert_eq!(with(BLOCK_LIMIT / 9), Err(io::ErrorKind::InvalidData));
+}
+
+#[test]
 fn a_bomb_of_references_stays_small() {
     let mut block = vec![0x40, 1, b'b', 0x7f, 0xa1, 0x1e];
     block.extend(vec![b'x'; 4000]);
