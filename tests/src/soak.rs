@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::Instant;
 
-use crate::testkit::workload::{self, Identity, Workload};
+use crate::testkit::workload::{self, Workload};
 use crate::testkit::{Agent, AgentOptions, Binaries, Server, ServerOptions, utc};
 
 /// How long, how many, how fast the authority rotates.
@@ -158,7 +158,7 @@ async fn handshake(caller: &Workload, listener: &Workload, expected: &SpiffeId, 
     let (server, client) = tokio::join!(server, client);
     server.and(client).with_context(|| {
         let now = std::time::SystemTime::now();
-        let left = |identity: &Identity| identity.svid.not_after.duration_since(now).unwrap_or_default();
-        format!("at {}, with {:?} and {:?} left of the two SVIDs", utc(now), left(&calls), left(&listens))
+        let (caller, listener) = (calls.told_to(&listens), listens.told_to(&calls));
+        format!("at {}; the caller is {caller}; the listener is {listener}", utc(now))
     })
 }

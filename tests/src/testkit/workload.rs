@@ -15,14 +15,14 @@ use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Signatu
 use spiffe::bundle::{Bundle, Bundles, X509Authority};
 use spiffe::id::{SpiffeId, TrustDomain};
 use spiffe::verify::{PeerRole, x509_chain};
-use spiffe::x509::X509Svid;
+use spiffe::x509::{Certificate, X509Svid};
 use spiffe_proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use spiffe_proto::workload::{X509svidRequest, X509svidResponse};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
-use super::{secured, unix};
+use super::{secured, unix, utc};
 
 /// What a workload holds at one moment.
 #[derive(Clone)]
@@ -31,6 +31,8 @@ pub struct Identity {
     pub svid: X509Svid,
     /// Every bundle it may verify with, its own trust domain's included.
     pub bundles: Arc<BTreeMap<TrustDomain, Arc<Bundle>>>,
+    /// When the message came that it was taken from.
+    pub received: SystemTime,
     key: Arc<[u8]>,
 }
 
@@ -53,7 +55,36 @@ impl Identity {
             let name = SpiffeId::parse(name)?.trust_domain().clone();
             bundles.insert(name.clone(), Arc::new(bundle(name, der)?));
         }
-        Ok(Self { svid, bundles: Arc::new(bundles), key: found.x509_svid_key.to_vec().into() })
+        let key = found.x509_svid_key.to_vec().into();
+        Ok(Self { svid, bundles: Arc::new(bundles), received: SystemTime::now(), key })
+    }
+
+    /// Who signed this SVID and whether `other` holds that authority, for how long the SVID is valid, and since when both
+    /// sides hold what they hold: what explains that `other` did not believe it.
+    pub fn told_to(&self, other: &Self) -> String {
+        let leaf = self.svid.chain.first().and_then(|der| Certificate::parse(der.clone()).ok());
+        let authority = leaf.and_then(|leaf| leaf.authority_key_id);
+        let bundle = other.bundles.get(self.svid.id.trust_domain());
+        let held: Vec<String> = bundle
+            .iter()
+            .flat_map(|bundle| &bundle.x509)
+            .filter_map(|authority| Certificate::parse(authority.der.clone()).ok())
+            .map(|certificate| format!("{} until {}", certificate.authority_id(), utc(certificate.not_after)))
+            .collect();
+        let authority = authority.map_or("none".to_owned(), |id| id.iter().map(|byte| format!("{byte:02x}")).collect());
+        let is_held = held.iter().any(|known| known.starts_with(&authority));
+        format!(
+            "{}, serial {}, valid {} to {}, received {}, by authority {authority}, which the other side's bundle \
+             (received {}) {}: {}",
+            self.svid.id,
+            self.svid.serial,
+            utc(self.svid.not_before),
+            utc(self.svid.not_after),
+            utc(self.received),
+            utc(other.received),
+            if is_held { "holds" } else { "does not hold" },
+            held.join(", ")
+        )
     }
 
     fn chain(&self) -> Vec<CertificateDer<'static>> {
@@ -189,6 +220,11 @@ pub async fn connect<S: AsyncRead + AsyncWrite + Unpin>(
     Ok(TlsConnector::from(Arc::new(config)).connect(name, stream).await?)
 }
 
+/// An error with everything that led to it, since TLS hands on one text.
+fn with_causes(error: impl std::error::Error + Send + Sync + 'static) -> String {
+    format!("{:#}", anyhow::Error::new(error))
+}
+
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
@@ -225,7 +261,7 @@ impl Verifier {
             ))))
         };
         let verified =
-            x509_chain(&chain, bundles, role, SystemTime::now()).map_err(|error| refused(error.to_string()))?;
+            x509_chain(&chain, bundles, role, SystemTime::now()).map_err(|error| refused(with_causes(error)))?;
         if self.expected.as_ref().is_some_and(|expected| *expected != verified.id) {
             return Err(refused(format!("the peer is {}", verified.id)));
         }
@@ -296,5 +332,60 @@ impl ClientCertVerifier for Verifier {
     }
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType};
+    use spiffe_proto::workload::X509svid;
+
+    use super::*;
+
+    /// An authority, and its own certificate.
+    fn authority(name: &str) -> (Issuer<'static, KeyPair>, Vec<u8>) {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params.distinguished_name.push(DnType::CommonName, name);
+        let der = params.self_signed(&key).unwrap().der().to_vec();
+        (Issuer::new(params, key), der)
+    }
+
+    fn identity(id: &str, by: &Issuer<'_, KeyPair>, bundle: &[u8]) -> Identity {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.subject_alt_names = vec![SanType::URI(id.try_into().unwrap())];
+        params.use_authority_key_identifier_extension = true;
+        let svid = X509svid {
+            spiffe_id: id.to_owned(),
+            x509_svid: params.signed_by(&key, by).unwrap().der().to_vec().into(),
+            x509_svid_key: key.serialize_der().into(),
+            bundle: bundle.to_vec().into(),
+            ..X509svid::default()
+        };
+        Identity::from_message(&X509svidResponse { svids: vec![svid], ..X509svidResponse::default() }, None).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_failed_handshake_explains_itself() {
+        let ((old, old_der), (new, new_der)) = (authority("old"), authority("new"));
+        let both = [&old_der[..], &new_der].concat();
+        // One that has not heard of the new authority, and one that has an SVID of it already.
+        let late = identity("spiffe://example.org/late", &old, &old_der);
+        let early = identity("spiffe://example.org/early", &new, &both);
+        let (near, far) = tokio::net::UnixStream::pair().unwrap();
+        let expected = early.svid.id.clone();
+        let (accepted, connected) = tokio::join!(accept(&early, far), connect(&late, &expected, near));
+        let error = format!("{:#}", connected.unwrap_err());
+        assert!(error.contains("no valid certificate path to the trust domain's bundle: UnknownIssuer"), "{error}");
+        assert!(format!("{:#}", accepted.unwrap_err()).contains("CertificateUnknown"));
+        let told = early.told_to(&late);
+        assert!(told.starts_with("spiffe://example.org/early, serial ") && told.contains(" does not hold: "), "{told}");
+        let told = late.told_to(&early);
+        assert!(told.contains(") holds: "), "{told}");
     }
 }
