@@ -118,6 +118,9 @@ pub fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, KeyFileError> {
         Err(error) => return Err(failed(error)),
     };
     let metadata = file.metadata().map_err(failed)?;
+    if !metadata.is_file() {
+        return Err(failed(std::io::Error::new(ErrorKind::InvalidInput, "it is not a regular file")));
+    }
     let mode = metadata.mode() & 0o7777;
     if mode & 0o006 != 0 {
         return Err(KeyFileError::Exposed { path: path.to_owned(), mode });

@@ -7,6 +7,7 @@ mod parts;
 mod trust;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -67,8 +68,13 @@ pub enum StartError {
     #[error("cannot listen for signals")]
     Signals(#[source] std::io::Error),
     /// The data directory cannot be made.
-    #[error("cannot make the data directory")]
-    DataDirectory(#[source] std::io::Error),
+    #[error("cannot make the data directory {} (set by server.data_dir)", path.display())]
+    DataDirectory {
+        /// Where it should be.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// Metrics are recorded by somebody else.
     #[error("cannot record metrics")]
     Metrics(#[source] metrics::AlreadyInstalled),
@@ -138,7 +144,7 @@ pub fn run(config: Config) -> Result<(), StartError> {
         .thread_name("server")
         .build()
         .map_err(StartError::Runtime)?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         let (trigger, stop) = Shutdown::new();
         let tasks = Tasks::new(trigger.clone());
         output.reopen_on_signal(&tasks, stop.clone());
@@ -146,7 +152,9 @@ pub fn run(config: Config) -> Result<(), StartError> {
         let server = Server::build(config, level, Clock::system(), Entropy::system()).await?;
         server.run(stop).await;
         Ok(())
-    })
+    });
+    // Who starts the server sees standard error; who looks later has only the log.
+    ended.inspect_err(|error| tracing::error!(error = telemetry::chain(error), "The server did not start"))
 }
 
 /// Makes the process what one that holds keys should be. What the kernel refuses is told and not fatal.
@@ -205,7 +213,8 @@ impl Server {
     /// [`StartError`]; nothing is left running then.
     pub async fn build(config: Config, level: LogLevel, clock: Clock, entropy: Entropy) -> Result<Self, StartError> {
         let listeners = Listeners::bind(&config).await?;
-        std::fs::create_dir_all(&config.data_dir).map_err(StartError::DataDirectory)?;
+        std::fs::create_dir_all(&config.data_dir)
+            .map_err(|source| StartError::DataDirectory { path: config.data_dir.clone(), source })?;
         tracing::info!(
             data_dir = %config.data_dir.display(),
             trust_domain = %config.trust_domain,
@@ -228,7 +237,7 @@ impl Server {
         let own = Rotating::new();
         let authority = Authority::open(authority::Parts {
             policy: parts::policy(&config),
-            keys: parts::open_keys(&config, &entropy)?,
+            keys: parts::open_keys(&config, &opened.replica, &entropy)?,
             committer: opened.committer.clone(),
             replica: opened.replica.clone(),
             clock: clock.clone(),

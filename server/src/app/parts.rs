@@ -17,6 +17,7 @@ use crate::config::checked::{DataStore, KeyManager, NodeAttestor as AttestorConf
 use crate::history::memory::Memory;
 use crate::history::sled::{self, Sled};
 use crate::history::{HistoryId, Replica, Store};
+use crate::state::model::KeyOwner;
 
 pub(super) async fn open_store(config: &Config, entropy: &Entropy) -> Result<Arc<dyn Store>, StartError> {
     let history = HistoryId(entropy.bytes());
@@ -28,9 +29,22 @@ pub(super) async fn open_store(config: &Config, entropy: &Entropy) -> Result<Arc
     })
 }
 
-pub(super) fn open_keys(config: &Config, entropy: &Entropy) -> Result<Arc<dyn SigningKeys>, StartError> {
+pub(super) fn open_keys(
+    config: &Config,
+    replica: &Replica,
+    entropy: &Entropy,
+) -> Result<Arc<dyn SigningKeys>, StartError> {
     Ok(match &config.key_manager {
-        KeyManager::Disk { keys_path } => Arc::new(DiskKeys::open(keys_path, entropy).map_err(StartError::Keys)?),
+        KeyManager::Disk { keys_path } => {
+            let keys = DiskKeys::open(keys_path, entropy).map_err(StartError::Keys)?;
+            // A store in memory is another one at every start.
+            if config.data_store != DataStore::Memory {
+                let state = replica.latest();
+                let knows = |owner| state.all_slots().any(|slot| slot.owner == KeyOwner::Server(owner));
+                keys.belong_to(state.position().history.0, knows).map_err(StartError::Keys)?;
+            }
+            Arc::new(keys)
+        }
         KeyManager::Memory => Arc::new(MemoryKeys::new(entropy)),
     })
 }

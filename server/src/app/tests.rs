@@ -187,3 +187,35 @@ async fn an_admin_socket_or_page_that_is_taken_is_named_before_anything_is_made(
     assert_eq!(refused(config).await, expected);
     assert!(!directory.path().join("data").exists());
 }
+
+#[tokio::test]
+async fn keys_are_not_used_up_by_a_server_on_another_store() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = on_disk(directory.path());
+    let keys = directory.path().join("data/keys.json");
+    drop(build(config.clone(), Clock::system()).await);
+    let before = std::fs::read(&keys).unwrap();
+    let mut wrong = config.clone();
+    wrong.data_store = crate::config::checked::DataStore::Sled { dir: directory.path().join("elsewhere") };
+    let expected = format!(
+        "cannot open the signing keys: {} holds the keys of another data store; see that data_dir is the right one, or, \
+         if that store is gone for good, move the key file away to begin with new authorities",
+        keys.display()
+    );
+    assert_eq!(refused(wrong).await, expected);
+    assert_eq!(std::fs::read(&keys).unwrap(), before);
+    let server = build(config, Clock::system()).await;
+    assert_eq!(server.replica.latest().all_slots().count(), 2, "the authorities of the first start sign on");
+}
+
+#[tokio::test]
+async fn a_data_directory_that_cannot_be_made_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = on_disk(directory.path());
+    config.data_dir = directory.path().join("server.conf");
+    let expected = format!(
+        "cannot make the data directory {} (set by server.data_dir): File exists (os error 17)",
+        config.data_dir.display()
+    );
+    assert_eq!(refused(config).await, expected);
+}

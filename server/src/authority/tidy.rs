@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use spiffe::x509::Certificate;
 
-use super::rotate::{next_sequence, with_status};
+use super::rotate::{next_sequence, rfc3339, with_status};
 use super::{Authority, AuthorityError, Refusal, published, schedule, slots_of};
 use crate::history::Urgency;
 use crate::state::State;
@@ -60,11 +60,30 @@ impl Authority {
         if !lost.is_empty() {
             self.lose(lost).await?;
         }
+        self.tell_of_other_keys(&state);
         for (id, _) in keys.iter().filter(|(id, _)| !needed.iter().any(|needed| **needed == **id)) {
             tracing::info!(key_id = %id, "Removing a signing key that no authority uses");
             inner.keys.delete(id).await.map_err(AuthorityError::Keys)?;
         }
         Ok(())
+    }
+
+    /// Says so if this key set is a new one in a trust domain that has had another.
+    fn tell_of_other_keys(&self, state: &State) {
+        let (owner, now) = (self.inner.owner, self.inner.clock.now());
+        if state.all_slots().any(|slot| slot.owner == owner) {
+            return;
+        }
+        let active = state.all_slots().filter(|slot| slot.status == SlotStatus::Active && slot.not_after > now);
+        if let Some(last) = active.max_by_key(|slot| slot.not_after) {
+            tracing::warn!(
+                local_authority_id = %last.authority_id,
+                expiration = rfc3339(last.not_after),
+                "The signing keys are new, and those of the authorities so far are not among them: what they signed stays \
+                 valid, and new authorities sign from now on. If the key file was moved or lost by mistake, stop the \
+                 server and put it back"
+            );
+        }
     }
 
     /// Removes authorities that ended long ago from our bundle, and the journals of key sets that are no more.

@@ -1,8 +1,8 @@
 //! Signing keys in one JSON file.
 //!
-//! The file is an object `{"keys": {id: base64 of PKCS#8 DER}, "owner": 32 hex digits}`, mode 0600, replaced as a
-//! whole by rename after fsync. Files written by SPIRE's `disk` key manager have no owner; one is added at the first
-//! start.
+//! The file is an object `{"keys": {id: base64 of PKCS#8 DER}, "owner": 32 hex digits, "history": 32 hex digits}`, mode
+//! 0600, replaced as a whole by rename after fsync. `owner` names the key set, `history` the data store beside which it
+//! was used last. Files written by SPIRE's `disk` key manager have neither; both are added at the first start.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,15 +17,27 @@ use spiffe::x509::PrivateKey;
 use zeroize::{Zeroize as _, Zeroizing};
 
 use super::local::{Keys, LocalKey, public_halves};
-use super::{KeyError, KeySet, KeyType, PublicKey, Signer, SigningKeys};
+use super::{FileError, KeyError, KeySet, KeyType, PublicKey, Signer, SigningKeys};
 
 /// What the file says.
 #[derive(Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct File {
-    #[serde(default)]
     keys: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     owner: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    history: Option<String>,
+}
+
+impl File {
+    fn parse(bytes: &[u8]) -> Result<Self, FileError> {
+        // A list would be read as the fields in order.
+        if bytes.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
+            return Err(FileError::Form { line: 1, column: 1 });
+        }
+        serde_json::from_slice(bytes).map_err(|error| FileError::Form { line: error.line(), column: error.column() })
+    }
 }
 
 impl Drop for File {
@@ -38,6 +50,7 @@ impl Drop for File {
 struct Inner {
     path: PathBuf,
     owner: [u8; 16],
+    history: Option<[u8; 16]>,
     secrets: BTreeMap<String, PrivateKey>,
     keys: Keys,
 }
@@ -53,30 +66,53 @@ impl DiskKeys {
     /// # Errors
     /// If the file is readable by others, is not a key file, holds a key of an unsupported kind, or cannot be written.
     pub fn open(path: &Path, entropy: &Entropy) -> Result<Self, KeyError> {
+        let damaged = |source| KeyError::Damaged { path: path.to_owned(), source };
         let file = match runtime::keyfile::read(path) {
-            Ok(Some(bytes)) => serde_json::from_slice(&bytes).map_err(KeyError::Format)?,
+            Ok(Some(bytes)) => File::parse(&bytes).map_err(damaged)?,
             Ok(None) => File::default(),
             Err(error) => return Err(KeyError::File(error)),
         };
         let mut secrets = BTreeMap::new();
         let mut keys = Keys::new();
         for (id, text) in &file.keys {
-            let pkcs8 = STANDARD.decode(text.as_bytes()).map_err(KeyError::Encoding)?;
-            let key = PrivateKey::from_pkcs8(pkcs8).map_err(KeyError::Parse)?;
-            keys.insert(id.clone(), Arc::new(LocalKey::new(&key)?));
+            let (key, local) = read_key(text).map_err(|error| KeyError::Stored {
+                path: path.to_owned(),
+                id: id.clone(),
+                source: Box::new(error),
+            })?;
+            keys.insert(id.clone(), Arc::new(local));
             secrets.insert(id.clone(), key);
         }
-        let mut owner = [0; 16];
-        let known = file.owner.as_deref().and_then(parse_owner);
-        match known {
-            Some(stored) => owner = stored,
-            None => entropy.fill(&mut owner),
-        }
-        let inner = Inner { path: path.to_owned(), owner, secrets, keys };
+        let known = name("owner", file.owner.as_deref()).map_err(damaged)?;
+        let history = name("history", file.history.as_deref()).map_err(damaged)?;
+        let owner = known.unwrap_or_else(|| {
+            let mut owner = [0; 16];
+            entropy.fill(&mut owner);
+            owner
+        });
+        let inner = Inner { path: path.to_owned(), owner, history, secrets, keys };
         if known.is_none() {
             inner.write()?;
         }
         Ok(Self { inner: Arc::new(Mutex::new(inner)) })
+    }
+
+    /// Notes that the keys are used beside the data store `history`. `knows` tells whether that store has seen the
+    /// owner of these keys, as one that was restored from a backup has.
+    ///
+    /// # Errors
+    /// [`KeyError::OtherStore`] if the keys were used beside a store that this one does not come from; or if the note
+    /// cannot be written.
+    pub fn belong_to(&self, history: [u8; 16], knows: impl FnOnce([u8; 16]) -> bool) -> Result<(), KeyError> {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        if inner.history == Some(history) {
+            return Ok(());
+        }
+        if inner.history.is_some() && !inner.secrets.is_empty() && !knows(inner.owner) {
+            return Err(KeyError::OtherStore { path: inner.path.clone() });
+        }
+        inner.history = Some(history);
+        inner.write()
     }
 
     /// Runs `work` on the file where blocking is allowed; one at a time.
@@ -91,10 +127,24 @@ impl DiskKeys {
     }
 }
 
-/// 32 lower-case hex digits to 16 bytes.
-fn parse_owner(text: &str) -> Option<[u8; 16]> {
-    let number = u128::from_str_radix(text, 16).ok()?;
-    (text.len() == 32).then(|| number.to_be_bytes())
+fn read_key(text: &str) -> Result<(PrivateKey, LocalKey), KeyError> {
+    let pkcs8 = STANDARD.decode(text.as_bytes()).map_err(KeyError::Encoding)?;
+    let key = PrivateKey::from_pkcs8(pkcs8).map_err(KeyError::Parse)?;
+    let local = LocalKey::new(&key)?;
+    Ok((key, local))
+}
+
+/// 32 hex digits to 16 bytes.
+fn name(field: &'static str, text: Option<&str>) -> Result<Option<[u8; 16]>, FileError> {
+    let Some(text) = text else { return Ok(None) };
+    // The parser would take a sign, too.
+    let digits = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let number = if digits { u128::from_str_radix(text, 16).ok() } else { None };
+    number.map(|number| Some(number.to_be_bytes())).ok_or(FileError::Name { field })
+}
+
+fn hex(name: [u8; 16]) -> String {
+    format!("{:032x}", u128::from_be_bytes(name))
 }
 
 impl Inner {
@@ -102,7 +152,8 @@ impl Inner {
     fn write(&self) -> Result<(), KeyError> {
         let file = File {
             keys: self.secrets.iter().map(|(id, key)| (id.clone(), STANDARD.encode(key.expose_pkcs8()))).collect(),
-            owner: Some(format!("{:032x}", u128::from_be_bytes(self.owner))),
+            owner: Some(hex(self.owner)),
+            history: self.history.map(hex),
         };
         let text = Zeroizing::new(serde_json::to_vec_pretty(&file).map_err(KeyError::Format)?);
         runtime::keyfile::write(&self.path, &text).map_err(KeyError::File)
@@ -207,6 +258,66 @@ mod tests {
         assert_eq!(first.keys[0].0, "JWT-Signer-A");
         assert_eq!(first.keys[0].1.kind, KeyType::EcP384);
         assert_eq!(first.owner, second.owner);
+    }
+
+    #[test]
+    fn a_file_that_is_no_key_file_is_refused_and_left_as_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("keys.json");
+        let form = |line, column| FileError::Form { line, column };
+        for (text, expected) in [
+            ("", form(1, 1)),
+            ("[]", form(1, 1)),
+            ("[{}]", form(1, 1)),
+            ("{}", form(1, 2)),
+            (r#"{"keys": {}, "newer": 1}"#, form(1, 20)),
+            (r#"{"keys": "secret"}"#, form(1, 17)),
+            ("{\n\"keys\": {\"a\": \"AAAA", form(2, 19)),
+            (r#"{"keys": {}, "owner": "1"}"#, FileError::Name { field: "owner" }),
+            (r#"{"keys": {}, "history": "+0000000000000000000000000000000"}"#, FileError::Name { field: "history" }),
+        ] {
+            runtime::keyfile::write(&path, text.as_bytes()).unwrap();
+            match DiskKeys::open(&path, &Entropy::system()).err() {
+                Some(KeyError::Damaged { path: named, source }) => {
+                    assert_eq!((named, source), (path.clone(), expected), "{text}");
+                }
+                other => panic!("{text}: {other:?}"),
+            }
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+        }
+        runtime::keyfile::write(&path, br#"{"keys": {"a": "AAAA"}}"#).unwrap();
+        match DiskKeys::open(&path, &Entropy::system()).err() {
+            Some(KeyError::Stored { id, source, .. }) => {
+                assert!(id == "a" && matches!(*source, KeyError::Parse(_)), "{id} {source:?}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn keys_of_another_store_are_refused_and_kept() {
+        let entropy = Entropy::system();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("keys.json");
+        let never = |_| unreachable!();
+        // As long as there are no keys, there is nothing to lose.
+        DiskKeys::open(&path, &entropy).unwrap().belong_to([1; 16], never).unwrap();
+        let keys = DiskKeys::open(&path, &entropy).unwrap();
+        keys.belong_to([2; 16], never).unwrap();
+        keys.create("x509-CA-1", KeyType::EcP256).await.unwrap();
+        let owner = keys.public().await.unwrap().owner;
+        drop(keys);
+
+        DiskKeys::open(&path, &entropy).unwrap().belong_to([2; 16], never).unwrap();
+        let before = std::fs::read(&path).unwrap();
+        let refused = DiskKeys::open(&path, &entropy).unwrap().belong_to([3; 16], |_| false);
+        assert!(matches!(refused, Err(KeyError::OtherStore { path: named }) if named == path));
+        assert_eq!(std::fs::read(&path).unwrap(), before);
+        // A restored store has another name, and remembers whose keys it had.
+        DiskKeys::open(&path, &entropy).unwrap().belong_to([3; 16], |known| known == owner).unwrap();
+        let keys = DiskKeys::open(&path, &entropy).unwrap();
+        keys.belong_to([3; 16], never).unwrap();
+        assert_eq!(keys.public().await.unwrap().keys.len(), 1);
     }
 
     #[tokio::test]

@@ -3,6 +3,7 @@
 //! A key is made under an id that is never used again and never overwritten. What signs is handed out as a
 //! [`Signer`], so that a key which cannot leave its module fits behind the same trait.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -91,6 +92,26 @@ pub trait SigningKeys: Send + Sync {
     fn signer(&self, id: &str) -> Option<Arc<dyn Signer>>;
 }
 
+/// What is wrong with a key file. Nothing of its content is told: it may be a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum FileError {
+    /// It does not have the form of a key file.
+    #[error("unexpected content in line {line}, column {column}")]
+    Form {
+        /// Where that shows, counted from 1.
+        line: usize,
+        /// Where in the line, counted from 1.
+        column: usize,
+    },
+    /// What names its key set or data store is no such name.
+    #[error("its \"{field}\" is not 32 hexadecimal digits")]
+    Name {
+        /// The field.
+        field: &'static str,
+    },
+}
+
 /// Why a key operation failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -110,9 +131,37 @@ pub enum KeyError {
     /// Stored text is not base64.
     #[error("stored signing key is not base64")]
     Encoding(#[source] base64::DecodeError),
-    /// The key file is there and is not what it should be.
-    #[error("key file is not a JSON object of keys")]
+    /// Keys cannot be written as text.
+    #[error("signing keys cannot be written as JSON")]
     Format(#[source] serde_json::Error),
+    /// The key file is there and is not what it should be.
+    #[error("{} is not a key file or is damaged; restore it, or move it away to begin with new authorities", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: FileError,
+    },
+    /// A key in the key file is not what it should be.
+    #[error("key \"{id}\" in {} cannot be used; restore the file, or move it away to begin with new authorities", path.display())]
+    Stored {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        id: String,
+        /// What is wrong with it.
+        source: Box<KeyError>,
+    },
+    /// The key file was made beside another data store. Going on would remove its keys, which this one does not know.
+    #[error(
+        "{} holds the keys of another data store; see that data_dir is the right one, or, if that store is gone for \
+         good, move the key file away to begin with new authorities",
+        path.display()
+    )]
+    OtherStore {
+        /// The file.
+        path: PathBuf,
+    },
     /// The key file could not be read or written.
     #[error("key file could not be read or written")]
     File(#[source] runtime::keyfile::KeyFileError),
@@ -134,7 +183,10 @@ impl KeyError {
             | KeyError::Parse(_)
             | KeyError::Unsupported
             | KeyError::Encoding(_)
-            | KeyError::Format(_) => false,
+            | KeyError::Format(_)
+            | KeyError::Damaged { .. }
+            | KeyError::Stored { .. }
+            | KeyError::OtherStore { .. } => false,
         }
     }
 }

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use sled::transaction::{ConflictableTransactionError, TransactionError, TransactionalTree};
 use sled::{Db, Transactional, Tree};
@@ -69,6 +70,11 @@ pub(super) fn run(
     }
 }
 
+/// What sled says of damaged files helps nobody who has to do something about them.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("its files are damaged: restore the directory from a backup")]
+struct Damaged;
+
 struct Engine {
     // Closed before the lock is given back.
     db: Db,
@@ -90,10 +96,15 @@ impl Engine {
         let io = |error: io::Error| failed(Arc::new(error));
         DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(io)?;
         let lock = File::options().create(true).write(true).truncate(false).open(directory.join("lock")).map_err(io)?;
-        let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock)
-            .map_err(|_| StoreError::InUse { directory: directory.to_owned() })?;
+        let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+            Errno::EWOULDBLOCK => StoreError::InUse { directory: directory.to_owned() },
+            errno => io(errno.into()),
+        })?;
         let space = Space::open(directory, options.reserve_bytes).map_err(io)?;
-        let engine = |error: sled::Error| failed(Arc::new(error));
+        let engine = |error: sled::Error| match error {
+            sled::Error::Corruption { .. } => failed(Arc::new(Damaged)),
+            error => failed(Arc::new(error)),
+        };
         let db = sled::Config::new()
             .path(directory)
             .cache_capacity(options.cache_bytes)
