@@ -155,7 +155,13 @@ impl UnixPeer {
     /// Whether the process has not ended (a process whose parent has not yet noticed its end has ended).
     pub fn is_alive(&self) -> bool {
         let mut watched = [PollFd::new(self.process.get_ref().as_fd(), PollFlags::POLLIN)];
-        matches!(nix::poll::poll(&mut watched, PollTimeout::ZERO), Ok(0))
+        loop {
+            match nix::poll::poll(&mut watched, PollTimeout::ZERO) {
+                // A signal to us, such as the one to open the log again, says nothing of the caller.
+                Err(Errno::EINTR) => {}
+                polled => return matches!(polled, Ok(0)),
+            }
+        }
     }
 
     /// What the process may do now, by `/proc`.

@@ -94,6 +94,7 @@ mod tests {
         let (ours, mut theirs) = duplex(7);
         let sent: Vec<u8> = (0..3 * ROOM).map(|n| n.to_le_bytes()[0]).collect();
         let expected = sent.clone();
+        #[allow(clippy::disallowed_methods, reason = "joined below")]
         let writer = tokio::spawn(async move {
             let mut gather = Gather::new(ours);
             let (first, rest) = sent.split_at(ROOM - 1);
