@@ -121,8 +121,9 @@ fn make(directory: &Path, mode: u32) -> Result<(), SocketError> {
         Ok(()) => {
             fs::set_permissions(directory, Permissions::from_mode(mode)).map_err(system("set the mode of", directory))
         }
-        Err(_) => {
-            let found = fs::symlink_metadata(directory).map_err(system("make the directory", directory))?;
+        Err(error) => {
+            // If there is nothing, the first error says why it could not be made.
+            let found = fs::symlink_metadata(directory).map_err(|_| system("make the directory", directory)(error))?;
             if found.is_symlink() {
                 return Err(SocketError::SymbolicLink { path: directory.to_owned() });
             }

@@ -188,7 +188,7 @@ pub fn check(raw: Raw<'_>, overrides: &Overrides, mistakes: &Mistakes) -> Option
         missing("trust_domain", "add trust_domain = \"example.org\"");
     }
     let trust_domain = trust_domain.and_then(|given| {
-        let remedy = "write a name of lower-case letters, digits, dots, dashes and underscores";
+        let remedy = "write a name such as example.org";
         let checked = TrustDomain::parse_lenient(&given.value).and_then(|name| name.check_own().map(|()| name));
         checked.map_err(|error| mistakes.refuse_at(&given, format!("{:?}: {error}", given.value), remedy)).ok()
     });

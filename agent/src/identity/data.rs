@@ -33,7 +33,7 @@ pub enum DataError {
     #[error("could not use the agent's data file")]
     File(#[source] KeyFileError),
     /// The file does not hold what it should.
-    #[error("the agent's data file {} is malformed", path.display())]
+    #[error("the agent's data file {} is malformed; move it away to attest anew", path.display())]
     Format {
         /// The file.
         path: PathBuf,
@@ -41,7 +41,7 @@ pub enum DataError {
         source: serde_json::Error,
     },
     /// The file holds something else than certificates.
-    #[error("the agent's data file {} holds what is no certificate", path.display())]
+    #[error("the agent's data file {} holds what is no certificate; move it away to attest anew", path.display())]
     Certificate {
         /// The file.
         path: PathBuf,

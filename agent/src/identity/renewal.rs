@@ -108,9 +108,11 @@ impl Identity {
                     let wait = backoff.next(&self.inner.entropy);
                     let wait = retry_within(wait, current.svid.not_after, now, LEAST_RETRY);
                     retry_at = now.checked_add(wait);
+                    let left = current.svid.not_after.duration_since(now).unwrap_or_default();
                     tracing::warn!(
                         error = runtime::telemetry::chain(&error),
                         retry_in = ?wait,
+                        svid_ends_in = runtime::duration::format(Duration::from_secs(left.as_secs())),
                         "Could not renew the agent's SVID"
                     );
                     metrics::counter!("agent_svid.rotate.failures").increment(1);

@@ -18,7 +18,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 use zeroize::Zeroizing;
 
-use super::{CALL_DEADLINE, DialError, LARGEST_MESSAGE, LinkError, ServerLink, wire};
+use super::{Answered, CALL_DEADLINE, DialError, LARGEST_MESSAGE, LinkError, ServerLink, wire};
 use crate::attest::{NodeProver, ProveError};
 use crate::cache::{EntryId, IssueError, Issuer, SignedJwt, SigningRequest};
 
@@ -38,8 +38,8 @@ pub struct Attested {
 #[non_exhaustive]
 pub enum AttestError {
     /// There is no connection.
-    #[error("no connection to the server")]
-    Dial(#[source] DialError),
+    #[error(transparent)]
+    Dial(DialError),
     /// There is nothing to prove with.
     #[error("the node has no proof")]
     Prove(#[source] ProveError),
@@ -48,7 +48,7 @@ pub enum AttestError {
     Refused(Box<Status>),
     /// The server answered with another error.
     #[error("the server answered the attestation with an error")]
-    Status(#[source] Box<Status>),
+    Status(#[source] Answered),
     /// The server's answer cannot be used.
     #[error("the server's answer is malformed: {0}")]
     Malformed(&'static str),
@@ -71,7 +71,7 @@ impl AttestError {
 fn status(status: Status) -> AttestError {
     match status.code() {
         Code::PermissionDenied => AttestError::Refused(Box::new(status)),
-        _ => AttestError::Status(Box::new(status)),
+        _ => AttestError::Status(status.into()),
     }
 }
 
@@ -161,7 +161,7 @@ async fn bundle_over(channel: Channel) -> Result<Bundle, AttestError> {
     let response = tokio::time::timeout(CALL_DEADLINE, client.get_bundle(GetBundleRequest { output_mask: None }))
         .await
         .map_err(|_| AttestError::Deadline)?
-        .map_err(|status| AttestError::Status(Box::new(status)))?;
+        .map_err(|status| AttestError::Status(status.into()))?;
     wire::bundle(response.into_inner()).map_err(|_| AttestError::Malformed("the bundle"))
 }
 

@@ -1,6 +1,7 @@
 //! The agent's only client to the server: one connection, made with the newest SVID and checked against the newest
 //! bundle; drained before its successor is used.
 
+mod answered;
 mod calls;
 mod tls;
 pub mod wire;
@@ -32,6 +33,7 @@ const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
 /// The largest message taken from the server: a full page of 500 large entries fits.
 pub const LARGEST_MESSAGE: usize = 16 << 20;
 
+pub use self::answered::Answered;
 pub use self::calls::{AttestError, Attested};
 pub use self::tls::TlsDial;
 
@@ -42,8 +44,8 @@ type Cause = Box<dyn std::error::Error + Send + Sync>;
 #[non_exhaustive]
 pub enum DialError {
     /// The server cannot be reached, or ended the handshake.
-    #[error("could not connect to the server")]
-    Unreachable(#[source] Cause),
+    #[error(transparent)]
+    Unreachable(Cause),
     /// The server's certificate does not come from an authority of the trust bundle.
     #[error("the server's certificate is signed by an authority that the trust bundle does not hold")]
     UnknownAuthority(#[source] Cause),
@@ -92,8 +94,8 @@ pub trait Witness: Send + Sync {
 #[non_exhaustive]
 pub enum LinkError {
     /// There is no connection.
-    #[error("no connection to the server")]
-    Dial(#[source] DialError),
+    #[error(transparent)]
+    Dial(DialError),
     /// The call took too long.
     #[error("the server did not answer in time")]
     Deadline,
@@ -107,7 +109,7 @@ pub enum LinkError {
     },
     /// The server answered with an error.
     #[error("the server answered with an error")]
-    Status(#[source] Box<Status>),
+    Status(#[source] Answered),
 }
 
 impl LinkError {
@@ -376,7 +378,7 @@ impl ServerLink {
                 LinkError::Denied { reaction, .. } => {
                     matches!(reaction, Reaction::AskAgain | Reaction::Disregard)
                 }
-                LinkError::Status(status) => !lease.fresh && is_broken(status),
+                LinkError::Status(answered) => !lease.fresh && answered.is_broken(),
                 LinkError::Dial(_) | LinkError::Deadline => false,
             };
             if repeated || !again {
@@ -402,10 +404,11 @@ impl ServerLink {
                 LinkError::Denied { denial, reaction }
             }
             None => {
-                if is_broken(&status) {
+                let answered = Answered::from(status);
+                if answered.is_broken() {
                     self.release(lease.number);
                 }
-                LinkError::Status(Box::new(status))
+                LinkError::Status(answered)
             }
         }
     }
@@ -416,14 +419,6 @@ impl ServerLink {
             .await
             .unwrap_or(Err(DialError::Deadline))
     }
-}
-
-/// Whether a status comes, or may come, from the connection instead of from a handler.
-fn is_broken(status: &Status) -> bool {
-    matches!(
-        status.code(),
-        Code::Unavailable | Code::Unknown | Code::Cancelled | Code::DeadlineExceeded | Code::Internal | Code::DataLoss
-    )
 }
 
 /// The reason that a server gives an agent in the details of PermissionDenied.

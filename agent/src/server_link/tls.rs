@@ -3,8 +3,10 @@
 use std::error::Error;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
+use rustls::pki_types::UnixTime;
 use rustls::{CertificateError, ClientConfig};
 use spiffe::id::{SpiffeId, TrustDomain};
 use spiffe::verify::VerifyError;
@@ -64,22 +66,56 @@ impl Dial for TlsDial {
             (Presenting::Svid, false) => return Err(DialError::NoBundle),
         };
         transport::dial::tls_once(&self.host, self.port, config).await.map_err(|error| {
-            if is_unknown_authority(&error) {
-                DialError::UnknownAuthority(Box::new(error))
-            } else {
-                DialError::Unreachable(Box::new(error))
-            }
+            let Some(tls) = tls_error(&error) else { return DialError::Unreachable(Box::new(error)) };
+            let address = format!("{}:{}", self.host, self.port);
+            let cause = Box::new(Unbelieved { address, reason: self.reason(tls) });
+            if is_unknown_authority(tls) { DialError::UnknownAuthority(cause) } else { DialError::Unreachable(cause) }
         })
+    }
+}
+
+/// A handshake failed.
+#[derive(Debug, thiserror::Error)]
+#[error("no TLS connection with {address}: {reason}")]
+struct Unbelieved {
+    address: String,
+    reason: String,
+}
+
+impl TlsDial {
+    /// Why a handshake failed, in words that say what to look at.
+    fn reason(&self, tls: &rustls::Error) -> String {
+        let apart = |one: UnixTime, other: UnixTime| {
+            runtime::duration::format(Duration::from_secs(one.as_secs().saturating_sub(other.as_secs())))
+        };
+        match (tls, refused(tls)) {
+            (_, Some(PeerRefused::Unverified(VerifyError::UnknownTrustDomain))) => {
+                format!("who answers is of another trust domain than {}", self.trust_domain)
+            }
+            (_, Some(PeerRefused::Unverified(VerifyError::Path(webpki::Error::CertExpired { time, not_after })))) => {
+                format!(
+                    "by this machine's clock, the server's certificate ran out {} ago; compare the clocks",
+                    apart(*time, *not_after)
+                )
+            }
+            (
+                _,
+                Some(PeerRefused::Unverified(VerifyError::Path(webpki::Error::CertNotValidYet { time, not_before }))),
+            ) => format!(
+                "by this machine's clock, the server's certificate becomes valid in {}; compare the clocks",
+                apart(*not_before, *time)
+            ),
+            (_, Some(other)) => runtime::telemetry::chain(other),
+            (rustls::Error::InvalidMessage(_), None) => format!("who answers does not speak TLS ({tls})"),
+            (_, None) => tls.to_string(),
+        }
     }
 }
 
 /// Whether a handshake failed because the server's chain does not lead to the bundle. A server whose certificate ran
 /// out, or who is somebody else, is another matter.
-fn is_unknown_authority(error: &(dyn Error + 'static)) -> bool {
-    let verify = match refused(error) {
-        Some(PeerRefused::Unverified(verify)) => verify,
-        _ => return false,
-    };
+fn is_unknown_authority(tls: &rustls::Error) -> bool {
+    let Some(PeerRefused::Unverified(verify)) = refused(tls) else { return false };
     match verify {
         VerifyError::NoAuthority => true,
         VerifyError::Path(cause) => {
@@ -89,18 +125,23 @@ fn is_unknown_authority(error: &(dyn Error + 'static)) -> bool {
     }
 }
 
-/// The verifier's own error, which the layers above wrap in ways that `source` alone does not open.
-fn refused<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a PeerRefused> {
-    if let Some(refused) = error.downcast_ref::<PeerRefused>() {
-        return Some(refused);
+/// What the verifier itself said.
+fn refused(tls: &rustls::Error) -> Option<&PeerRefused> {
+    match tls {
+        rustls::Error::InvalidCertificate(CertificateError::Other(other)) => other.0.downcast_ref(),
+        _ => None,
     }
-    if let Some(rustls::Error::InvalidCertificate(CertificateError::Other(other))) = error.downcast_ref() {
-        return other.0.downcast_ref();
+}
+
+/// The error of TLS, which the layers above wrap in ways that `source` alone does not open.
+fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
+    if let Some(tls) = error.downcast_ref() {
+        return Some(tls);
     }
     let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
     match inner {
-        Some(inner) => refused(inner),
-        None => refused(error.source()?),
+        Some(inner) => tls_error(inner),
+        None => tls_error(error.source()?),
     }
 }
 
@@ -197,11 +238,32 @@ mod tests {
     async fn an_expired_or_foreign_server_is_not_an_unknown_authority() {
         let mut authority = Authority::new(&trust_domain(), SystemTime::now() - HOUR);
         let known = known(Some(authority.bundle(1, false)));
-        for (path, ttl) in [("/somebody", HOUR), (SERVER, Duration::from_secs(30))] {
+        let expired = "by this machine's clock, the server's certificate ran out 3";
+        let somebody = "the peer is spiffe://example.org/somebody, not spiffe://example.org/spire/server";
+        for (path, ttl, why) in [("/somebody", HOUR, somebody), (SERVER, Duration::from_secs(30), expired)] {
             let (port, _serving) = serve(&mut authority, path, ttl).await;
-            let result = dial(port, &known, false).dial(Presenting::Nothing).await;
-            assert!(matches!(result, Err(DialError::Unreachable(_))), "{path}");
+            let error = dial(port, &known, false).dial(Presenting::Nothing).await.unwrap_err();
+            assert!(matches!(error, DialError::Unreachable(_)), "{path}");
+            let told = runtime::telemetry::chain(&error);
+            assert!(told.starts_with(&format!("no TLS connection with 127.0.0.1:{port}: {why}")), "{told}");
         }
+    }
+
+    #[tokio::test]
+    async fn who_answers_without_tls_is_told_so() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let answer = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            tokio::io::AsyncWriteExt::write_all(&mut stream, b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
+            stream
+        });
+        let authority = Authority::new(&trust_domain(), SystemTime::now() - HOUR);
+        let known = known(Some(authority.bundle(1, false)));
+        let error = dial(port, &known, false).dial(Presenting::Nothing).await.unwrap_err();
+        let told = runtime::telemetry::chain(&error);
+        assert!(told.contains("who answers does not speak TLS"), "{told}");
+        drop(answer.await.unwrap());
     }
 
     #[tokio::test]
