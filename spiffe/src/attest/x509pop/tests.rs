@@ -137,6 +137,13 @@ fn certificates_are_judged_before_any_challenge() {
     assert!(matches!(judge(&|template| template.without(KEY_USAGE)), Err(PopError::NoDigitalSignature)));
     let encipher = judge(&|template| template.with(key_usage(KEY_ENCIPHERMENT)));
     assert!(matches!(encipher, Err(PopError::NoDigitalSignature)));
+    // Anybody may send a payload of megabytes: what it costs is decided by counts.
+    let endless = judge(&|mut template| {
+        template.extensions.extend(vec![Extension(UNKNOWN, false, vec![5, 0]); 100_000]);
+        template
+    });
+    let Err(PopError::Certificate(X509Error::TooManyExtensions { count })) = endless else { panic!("{endless:?}") };
+    assert!(count > 100_000);
 
     let mut fixture = Fixture::new(new_key(), |template| template);
     fixture.roots = Authority::root("pki.test").bundle("pki.test").x509.clone();
