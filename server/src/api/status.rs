@@ -16,7 +16,7 @@ use tonic::Code;
 use crate::attest::{AttestError, Fault};
 use crate::authority::issue::IssueError;
 use crate::authority::profile::ProfileError;
-use crate::history::{ProposeError, ReplicaError};
+use crate::history::{ProposeError, ReplicaError, StoreError};
 use crate::limits::LimitError;
 
 /// Longest text that is sent, in bytes; longer ones are cut.
@@ -119,6 +119,7 @@ impl Failure {
     pub fn of_proposal<R>(operation: &'static str, error: ProposeError<R>, refused: impl FnOnce(R) -> Self) -> Self {
         let (class, cause) = match error {
             ProposeError::Refused(refusal) => return refused(refusal),
+            ProposeError::Full(StoreError::Exhausted { .. }) => (Class::Exhausted, StoreTrouble::Exhausted),
             ProposeError::Full(_) => (Class::Exhausted, StoreTrouble::Full),
             ProposeError::TooLarge => (Class::Exhausted, StoreTrouble::TooLarge),
             ProposeError::Invalid(_) | ProposeError::Panicked => (Class::Internal, StoreTrouble::Decision),
@@ -203,6 +204,8 @@ impl Failure {
 enum StoreTrouble {
     #[error("the data store is full; deletions, bans and evictions are still accepted")]
     Full,
+    #[error("the data store is full, even for deletions")]
+    Exhausted,
     #[error("the data store cannot confirm the change now")]
     Away,
     #[error("the record is too large")]
@@ -294,8 +297,17 @@ mod tests {
             ),
             (
                 Failure::of_proposal(
+                    "failed to delete entry",
+                    ProposeError::<Inner>::Full(StoreError::Exhausted { free: 1 }),
+                    |_| unreachable!(),
+                ),
+                Code::ResourceExhausted,
+                "failed to delete entry: the data store is full, even for deletions",
+            ),
+            (
+                Failure::of_proposal(
                     "failed to create entry",
-                    ProposeError::<Inner>::Full(crate::history::StoreError::Full { free: 1, reserve: 2 }),
+                    ProposeError::<Inner>::Full(StoreError::Full { free: 1, reserve: 2 }),
                     |_| unreachable!(),
                 ),
                 Code::ResourceExhausted,

@@ -31,6 +31,12 @@ pub enum StoreError {
         /// Bytes of the reserve.
         reserve: u64,
     },
+    /// The reserve is used up, and what is free is too little even for what shrinks; nothing was written.
+    #[error("{free} bytes are free on the store's disk, which is too little even for deletes, bans and evictions")]
+    Exhausted {
+        /// Bytes that are free.
+        free: u64,
+    },
     /// The store failed before; what it holds on disk is intact, but this process may not touch it again.
     #[error("the store failed and is not used any more: restart the server")]
     Poisoned(#[source] EngineError),
@@ -67,7 +73,7 @@ impl StoreError {
     /// Whether the same call may succeed later without a restart or a change of the configuration.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Unreachable(_) | Self::Unknown(_) | Self::Full { .. } => true,
+            Self::Unreachable(_) | Self::Unknown(_) | Self::Full { .. } | Self::Exhausted { .. } => true,
             Self::Poisoned(_)
             | Self::Compacted
             | Self::Forked

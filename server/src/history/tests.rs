@@ -125,11 +125,11 @@ struct SmallDisk {
 
 impl SmallDisk {
     /// `None` without the right to mount.
-    fn mount() -> Option<Self> {
+    fn mount(size: &str) -> Option<Self> {
         let root = tempfile::tempdir().unwrap();
         let none: Option<&str> = None;
         let flags = nix::mount::MsFlags::MS_NOSUID;
-        nix::mount::mount(none, root.path(), Some("tmpfs"), flags, Some("size=24m")).ok().map(|()| Self { root })
+        nix::mount::mount(none, root.path(), Some("tmpfs"), flags, Some(size)).ok().map(|()| Self { root })
     }
 
     /// Lets a file of somebody else grow until `bytes` more are taken, or nothing is left.
@@ -153,8 +153,41 @@ impl Drop for SmallDisk {
 }
 
 #[tokio::test]
+async fn the_smallest_reserve_is_enough_for_deletes() {
+    let Some(disk) = SmallDisk::mount("size=6m") else {
+        eprintln!("not run: mounting a file system needs root");
+        return;
+    };
+    let store = Sled::open(&disk.root.path().join("store"), HISTORY, Options::default()).await.unwrap();
+    let start = store.head().await.unwrap();
+    let appended = store.append(&start, &group(1, 0, vec![put(b"a", b"1")])).await.unwrap();
+    let Appended::Committed(mut position) = appended else { panic!("moved") };
+    let delete = || super::Group::new([3; 16], at(1), Urgency::Shrinking, vec![vec![Write::Delete(key(b"a"))]]);
+
+    disk.take(usize::MAX);
+    let ordinary = store.append(&position, &group(2, 0, vec![put(b"late", b"x")])).await;
+    assert!(matches!(ordinary, Err(StoreError::Full { .. })), "{ordinary:?}");
+    for _ in 0..50 {
+        let Appended::Committed(next) = store.append(&position, &delete()).await.unwrap() else { panic!("moved") };
+        position = next;
+    }
+    // Somebody else takes what is given up for them, until nothing is left of the reserve.
+    let refusal = loop {
+        disk.take(usize::MAX);
+        match store.append(&position, &delete()).await {
+            Ok(Appended::Committed(next)) => position = next,
+            Ok(Appended::Moved) => panic!("moved"),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(refusal, StoreError::Exhausted { .. }), "{refusal:?}");
+    assert!(refusal.is_retryable());
+    assert_eq!(store.head().await.unwrap(), position, "it is not poisoned");
+}
+
+#[tokio::test]
 async fn a_full_disk_loses_nothing_and_still_takes_deletes() {
-    let Some(disk) = SmallDisk::mount() else {
+    let Some(disk) = SmallDisk::mount("size=24m") else {
         eprintln!("not run: mounting a file system needs root");
         return;
     };

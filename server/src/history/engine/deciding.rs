@@ -238,7 +238,9 @@ impl Core {
                     Some(Err(_)) | None => {}
                 },
                 (Err(StoreError::Unknown(cause)), _) => unsure = Some(StoreError::Unknown(cause)),
-                (Err(error @ StoreError::Full { .. }), None) => return Done::Full(error),
+                (Err(error @ (StoreError::Full { .. } | StoreError::Exhausted { .. })), None) => {
+                    return Done::Full(error);
+                }
                 (Err(error @ StoreError::Poisoned(_)), _) => return Done::Unknown(error),
                 (Err(error), None) => return Done::Failed(error),
                 (Err(error), Some(_)) if !error.is_retryable() => return Done::Unknown(error),

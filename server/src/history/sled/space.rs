@@ -14,7 +14,8 @@ use super::super::{StoreError, Urgency};
 const MIB: u64 = 1024 * 1024;
 /// On a small disk the reserve is this part of it.
 const PART_OF_DISK: u64 = 8;
-const SMALLEST: u64 = MIB;
+/// More than the margin, or nothing of it would be left for the deletes themselves.
+const SMALLEST: u64 = 2 * MIB;
 /// What sled may write beside the group itself: whole segments, and nodes that it rewrites.
 const MARGIN: u64 = MIB;
 const AMPLIFICATION: u64 = 6;
@@ -29,6 +30,8 @@ pub(super) struct Space {
     file: File,
     held: u64,
     wanted: u64,
+    /// Whether it was told that room is short.
+    short: bool,
 }
 
 impl Space {
@@ -40,7 +43,7 @@ impl Space {
         let disk = statvfs(directory)?;
         let total = disk.blocks() * disk.fragment_size();
         let wanted = (total / PART_OF_DISK).clamp(SMALLEST, largest.max(SMALLEST));
-        let mut space = Self { directory: directory.to_owned(), file, held, wanted };
+        let mut space = Self { directory: directory.to_owned(), file, held, wanted, short: false };
         space.give_up_until(MARGIN)?;
         space.refill(MARGIN);
         Ok(space)
@@ -49,17 +52,36 @@ impl Space {
     /// Makes room for a group of `bytes` bytes.
     ///
     /// # Errors
-    /// [`StoreError::Full`] if there is none for a group of this urgency.
+    /// [`StoreError::Full`] if there is none for an ordinary group, [`StoreError::Exhausted`] if there is none at all.
     pub(super) fn admit(&mut self, urgency: Urgency, bytes: usize) -> Result<(), StoreError> {
         let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
         let needed = bytes.saturating_mul(AMPLIFICATION).saturating_add(MARGIN);
         let free = self.free();
         self.refill(needed);
         let admitted = match urgency {
-            Urgency::Normal => free >= needed && self.held >= self.wanted,
-            Urgency::Shrinking => free >= needed || self.give_up_until(needed).unwrap_or(false),
+            Urgency::Normal if free >= needed && self.held >= self.wanted => Ok(()),
+            Urgency::Normal => Err(StoreError::Full { free: self.free() + self.held, reserve: self.wanted }),
+            Urgency::Shrinking if free >= needed || self.give_up_until(needed).unwrap_or(false) => Ok(()),
+            Urgency::Shrinking => Err(StoreError::Exhausted { free: self.free() }),
         };
-        if admitted { Ok(()) } else { Err(StoreError::Full { free: self.free() + self.held, reserve: self.wanted }) }
+        self.tell(urgency, &admitted);
+        admitted
+    }
+
+    /// Says when room gets short, and when there is room again; not at each group in between.
+    fn tell(&mut self, urgency: Urgency, admitted: &Result<(), StoreError>) {
+        let directory = self.directory.display();
+        match (admitted, urgency) {
+            (Err(error), _) if !self.short => {
+                tracing::error!(%directory, %error, "The store's disk is full: make room on it");
+                self.short = true;
+            }
+            (Ok(()), Urgency::Normal) if self.short => {
+                tracing::info!(%directory, "The store's disk has room again");
+                self.short = false;
+            }
+            (Ok(()) | Err(_), _) => {}
+        }
     }
 
     /// Makes the room that sled may need to read: on its way it completes what writes have left, by writing.
