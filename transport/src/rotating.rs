@@ -116,6 +116,7 @@ pub fn server_config(own: &Rotating, clients: ClientVerifier) -> Result<Arc<Serv
         .with_client_cert_verifier(Arc::new(clients))
         .with_cert_resolver(Arc::new(own.clone()));
     config.alpn_protocols = vec![ALPN.to_vec()];
+    config.ignore_client_order = true;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(Arc::new(config))
@@ -141,4 +142,74 @@ pub fn client_config(own: Option<&Rotating>, server: ServerVerifier) -> Result<A
     config.enable_sni = false;
     config.resumption = Resumption::disabled();
     Ok(Arc::new(config))
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::pki_types::ServerName;
+    use rustls::{CipherSuite, ClientConnection, ServerConnection};
+    use spiffe::bundle::{Bundle, Bundles};
+    use spiffe::id::SpiffeId;
+
+    use super::*;
+    use crate::verify::Trust;
+
+    struct Nothing;
+
+    impl Trust for Nothing {
+        fn bundles(&self) -> Arc<dyn Bundles + Send + Sync> {
+            Arc::new(Bundle::empty("example.org".parse().unwrap()))
+        }
+
+        fn now(&self) -> std::time::SystemTime {
+            std::time::UNIX_EPOCH
+        }
+
+        fn admits(&self, _: &SpiffeId) -> bool {
+            false
+        }
+    }
+
+    fn own() -> Rotating {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let leaf = rcgen::CertificateParams::default().self_signed(&key).unwrap();
+        let own = Rotating::new();
+        let private = PrivateKey::from_pkcs8(key.serialize_der()).unwrap();
+        own.set(&[Bytes::copy_from_slice(leaf.der())], &private).unwrap();
+        own
+    }
+
+    /// What a server answers the hello of a client with.
+    fn agreed(client: Arc<ClientConfig>, server: Arc<ServerConfig>) -> Option<CipherSuite> {
+        let mut client = ClientConnection::new(client, ServerName::try_from("spiffe.invalid").unwrap()).unwrap();
+        let mut server = ServerConnection::new(server).unwrap();
+        let mut hello = Vec::new();
+        client.write_tls(&mut hello).unwrap();
+        server.read_tls(&mut &hello[..]).unwrap();
+        server.process_new_packets().unwrap();
+        server.negotiated_cipher_suite().map(|suite| suite.suite())
+    }
+
+    #[test]
+    fn the_suite_with_the_cheapest_key_schedule_is_taken_whatever_the_client_likes_best() {
+        let ours = server_config(&own(), ClientVerifier::new(Arc::new(Nothing))).unwrap();
+        let expected = SpiffeId::parse("spiffe://example.org/spire/server").unwrap();
+        let client = client_config(None, ServerVerifier::insecure_bootstrap(expected)).unwrap();
+        let library = rustls::crypto::aws_lc_rs::default_provider();
+        assert_eq!(library.cipher_suites[0].suite(), CipherSuite::TLS13_AES_256_GCM_SHA384);
+        let other = {
+            let verifier = ServerVerifier::insecure_bootstrap("spiffe://example.org/spire/server".parse().unwrap());
+            let mut config = ClientConfig::builder_with_provider(Arc::new(library))
+                .with_protocol_versions(&[&rustls::version::TLS13])
+                .unwrap()
+                .dangerous()
+                .with_custom_certificate_verifier(Arc::new(verifier))
+                .with_no_client_auth();
+            config.alpn_protocols = vec![ALPN.to_vec()];
+            Arc::new(config)
+        };
+        for client in [client, other] {
+            assert_eq!(agreed(client, Arc::clone(&ours)), Some(CipherSuite::TLS13_AES_128_GCM_SHA256));
+        }
+    }
 }
