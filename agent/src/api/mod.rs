@@ -6,6 +6,7 @@ mod health;
 mod logger;
 pub mod message;
 mod reflection;
+mod seldom;
 mod status;
 mod streams;
 mod workload;

@@ -24,9 +24,10 @@ use transport::peer::{Peer, UnixPeer};
 use zeroize::Zeroize;
 
 use super::message::{self, Answer};
+use super::seldom::Seldom;
 use super::streams::{Bundles, LOOK, follow_bundles, follow_svids};
 use super::{Settings, status};
-use crate::cache::Cache;
+use crate::cache::{Cache, CacheError, Subscription};
 use crate::workload::{Attestors, Refusal};
 
 /// The full name of the service; it has no package.
@@ -50,6 +51,8 @@ struct Inner {
     attestors: Arc<Attestors>,
     settings: Settings,
     clock: Clock,
+    unknown: Seldom,
+    tokens: Seldom,
 }
 
 enum Method {
@@ -77,7 +80,8 @@ impl Method {
 
 impl WorkloadApi {
     pub(super) fn new(cache: Cache, attestors: Arc<Attestors>, settings: Settings, clock: Clock) -> Self {
-        Self { inner: Arc::new(Inner { cache, attestors, settings, clock }) }
+        let (unknown, tokens) = (Seldom::default(), Seldom::default());
+        Self { inner: Arc::new(Inner { cache, attestors, settings, clock, unknown, tokens }) }
     }
 }
 
@@ -127,6 +131,7 @@ impl Inner {
                 message::read::<wire::X509svidRequest>(headers, body).await?;
                 let selectors = self.attest(&peer).await?;
                 let subscription = self.cache.subscribe(selectors);
+                self.tell_if_unknown(&peer, &subscription);
                 Ok(Answer::Many(follow_svids(subscription, peer)))
             }
             Method::FetchX509Bundles => {
@@ -165,10 +170,28 @@ impl Inner {
         })
     }
 
+    fn tell_if_unknown(&self, peer: &UnixPeer, subscription: &Subscription) {
+        if !subscription.current().entitled {
+            self.tell_unknown(peer, subscription.selectors());
+        }
+    }
+
+    /// The first thing to know when a process does not get its identity. In SPIRE's words, which operators look for.
+    fn tell_unknown(&self, peer: &UnixPeer, selectors: &SelectorSet) {
+        let Some(untold) = self.unknown.now() else { return };
+        let selectors: Vec<String> = selectors.iter().map(ToString::to_string).collect();
+        let selectors = selectors.join(", ");
+        tracing::warn!(pid = peer.pid, uid = peer.uid, registered = false, selectors, untold, "No identity issued");
+    }
+
     async fn bundles(&self, peer: Arc<UnixPeer>, kind: Bundles) -> Result<Answer, Status> {
         let selectors = self.attest(&peer).await?;
         let anybody = self.settings.allow_unauthenticated_verifiers;
-        Ok(Answer::Many(follow_bundles(self.cache.subscribe(selectors), peer, kind, anybody)))
+        let subscription = self.cache.subscribe(selectors);
+        if !anybody {
+            self.tell_if_unknown(&peer, &subscription);
+        }
+        Ok(Answer::Many(follow_bundles(subscription, peer, kind, anybody)))
     }
 
     async fn fetch_jwt(
@@ -184,7 +207,15 @@ impl Inner {
         let selectors = self.attest(peer).await?;
         let attested_at = Instant::now();
         let svids = self.cache.jwt_svids(&selectors, &request.audience, id.as_ref()).await.map_err(|error| {
-            tracing::debug!(pid = peer.pid, error = runtime::telemetry::chain(&error), "No JWT-SVID for a caller");
+            match &error {
+                CacheError::NotEntitled => self.tell_unknown(peer, &selectors),
+                CacheError::Issue(_) => {
+                    if let Some(untold) = self.tokens.now() {
+                        let error = runtime::telemetry::chain(&error);
+                        tracing::warn!(pid = peer.pid, error, untold, "No JWT-SVID for a caller");
+                    }
+                }
+            }
             status::jwt(&error)
         })?;
         // The server may have taken its time; a token from memory takes none.
