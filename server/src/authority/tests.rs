@@ -95,7 +95,9 @@ async fn a_restart_keeps_the_authority_and_collects_orphans() {
     let authority = open(&history, Arc::new(DiskKeys::open(&path, &Entropy::system()).unwrap())).await;
     authority.bring_up().await.unwrap();
     let before = authority.overview(AuthorityKind::X509).unwrap();
-    authority.inner.keys.create("x509-CA-orphan", KeyType::EcP256).await.unwrap();
+    for id in ["x509-CA-0123456789abcdef", "x509-CA-A"] {
+        authority.inner.keys.create(id, KeyType::EcP256).await.unwrap();
+    }
     drop((history, authority));
 
     let history = History::over(store).await;
@@ -104,8 +106,9 @@ async fn a_restart_keeps_the_authority_and_collects_orphans() {
     authority.bring_up().await.unwrap();
     assert_eq!(authority.overview(AuthorityKind::X509).unwrap(), before);
     assert_eq!(bundle(&history).x509.len(), 1);
-    assert_eq!(keys.public().await.unwrap().keys.len(), 2, "one for X.509, one for JWT");
-    assert!(keys.signer("x509-CA-orphan").is_none());
+    assert_eq!(keys.public().await.unwrap().keys.len(), 3, "one for X.509, one for JWT, and one that is not ours");
+    assert!(keys.signer("x509-CA-0123456789abcdef").is_none());
+    assert!(keys.signer("x509-CA-A").is_some(), "a key of SPIRE's, for whoever goes back to it");
 }
 
 #[tokio::test(start_paused = true)]

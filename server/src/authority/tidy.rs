@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use spiffe::x509::Certificate;
 
-use super::rotate::{next_sequence, rfc3339, with_status};
+use super::rotate::{is_ours, next_sequence, rfc3339, with_status};
 use super::{Authority, AuthorityError, Refusal, published, schedule, slots_of};
 use crate::history::Urgency;
 use crate::state::State;
@@ -36,8 +36,8 @@ impl Authority {
         Ok(())
     }
 
-    /// Brings keys and journal together after a start: authorities without key or publication are lost, keys without
-    /// authority are removed.
+    /// Brings keys and journal together after a start: authorities without key or publication are lost, keys of ours
+    /// without authority are removed. Others stay: whoever goes back to SPIRE needs SPIRE's.
     pub(super) async fn compare_keys_with_journal(&self) -> Result<(), AuthorityError> {
         let inner = &self.inner;
         let state = inner.replica.current().await.map_err(AuthorityError::State)?;
@@ -62,6 +62,10 @@ impl Authority {
         }
         self.tell_of_other_keys(&state);
         for (id, _) in keys.iter().filter(|(id, _)| !needed.iter().any(|needed| **needed == **id)) {
+            if !is_ours(id) {
+                tracing::warn!(key_id = %id, "A signing key that this server did not make is left where it is, unused");
+                continue;
+            }
             tracing::info!(key_id = %id, "Removing a signing key that no authority uses");
             inner.keys.delete(id).await.map_err(AuthorityError::Keys)?;
         }
