@@ -1,6 +1,7 @@
 //! The load generator: simulated agents and workloads over the real wire, ours and a peer's in turns, in one run.
 
 mod connected;
+mod hostile;
 mod issuance;
 mod load;
 mod node;
@@ -78,6 +79,8 @@ enum Part {
     Propagation,
     /// Sizes, idle memory, start.
     Footprint,
+    /// What it costs to refuse hostile certificates, tokens and names.
+    Hostile,
 }
 
 const LIMITS_OFF: &str = "  ratelimit { attestation = false signing = false }\n  log_level = \"WARN\"";
@@ -153,10 +156,27 @@ async fn one_round(arguments: &Arguments, side: Side, binaries: &Binaries, repor
     if wanted(arguments, Part::Workload) || wanted(arguments, Part::Propagation) {
         workloads(arguments, side, binaries, report).await.context("workloads")?;
     }
+    if wanted(arguments, Part::Hostile) && binaries.kind == Kind::Signet {
+        hostile_inputs(side, report).context("hostile inputs")?;
+    }
     // A peer without push streams has none to end.
     if wanted(arguments, Part::Propagation) && binaries.kind == Kind::Signet {
         bans(side, binaries, report).await.context("bans")?;
     }
+    Ok(())
+}
+
+/// These are checked by a library that both programs share, in this process.
+fn hostile_inputs(side: Side, report: &mut Report) -> Result<()> {
+    use Limit::{AtMost, None};
+    let ms = |cost: &hostile::Cost| cost.cpu.as_secs_f64() * 1e3;
+    report.add(side, "H-11: SPIFFE ID of 1 MiB refused", "cpu-ms", AtMost(50.0), None, ms(&hostile::ids()?));
+    let chains = hostile::chains()?;
+    report.add(side, "H-27: endless certificate chains refused", "cpu-ms", AtMost(100.0), None, ms(&chains));
+    let growth = chains.growth as f64 / 1024.0;
+    report.add(side, "H-27: growth of memory", "MiB", AtMost(32.0), None, growth);
+    let audiences = hostile::audiences()?;
+    report.add(side, "H-38: token for 10,000 audiences", "cpu-ms", AtMost(50.0), None, ms(&audiences));
     Ok(())
 }
 

@@ -60,7 +60,8 @@ pub fn floor() -> Result<Duration> {
     Ok((own_cpu()? - before) / rounds)
 }
 
-fn own_cpu() -> Result<Duration> {
+/// CPU time of this thread so far.
+pub fn own_cpu() -> Result<Duration> {
     let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID)?;
     Ok(Duration::from(time))
 }
