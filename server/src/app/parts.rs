@@ -37,12 +37,17 @@ pub(super) fn open_keys(
     Ok(match &config.key_manager {
         KeyManager::Disk { keys_path } => {
             let keys = DiskKeys::open(keys_path, entropy).map_err(StartError::Keys)?;
+            let state = replica.latest();
             // A store in memory is another one at every start.
-            if config.data_store != DataStore::Memory {
-                let state = replica.latest();
-                let knows = |owner| state.all_slots().any(|slot| slot.owner == KeyOwner::Server(owner));
-                keys.belong_to(state.position().history.0, knows).map_err(StartError::Keys)?;
-            }
+            let history = (config.data_store != DataStore::Memory).then(|| state.position().history.0);
+            let journal: Vec<_> = state
+                .all_slots()
+                .filter_map(|slot| match slot.owner {
+                    KeyOwner::Server(owner) => Some((owner, slot.public_key.clone())),
+                    KeyOwner::Shared => None,
+                })
+                .collect();
+            keys.belong_to(history, &journal).map_err(StartError::Keys)?;
             Arc::new(keys)
         }
         KeyManager::Memory => Arc::new(MemoryKeys::new(entropy)),

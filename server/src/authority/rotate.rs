@@ -18,7 +18,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::issue::self_signed;
-use super::keys::{KeyType, Signer};
+use super::keys::{JWT_KEY, KEY_NUMBER, KeyType, Signer, X509_KEY};
 use super::schedule::{self, Step};
 use super::tidy::prunable;
 use super::{Authority, AuthorityError, Refusal, published, slots_of};
@@ -62,23 +62,6 @@ fn publication(trust_domain: &TrustDomain, slot: &AuthoritySlot) -> Option<Chang
             },
         }),
     }
-}
-
-/// How many letters and digits follow the prefix in the id of a key.
-const KEY_NUMBER: usize = 16;
-
-fn key_prefix(kind: AuthorityKind) -> &'static str {
-    match kind {
-        AuthorityKind::X509 => "x509-CA-",
-        AuthorityKind::Jwt => "JWT-Signer-",
-    }
-}
-
-/// Whether a key with this id is one that [`Authority`] makes. SPIRE calls its own `x509-CA-A`, `JWT-Signer-B`.
-pub(super) fn is_ours(key_id: &str) -> bool {
-    let numbers = [AuthorityKind::X509, AuthorityKind::Jwt].map(|kind| key_id.strip_prefix(key_prefix(kind)));
-    let of_ours = |number: &str| number.len() == KEY_NUMBER && number.bytes().all(|byte| byte.is_ascii_alphanumeric());
-    numbers.into_iter().flatten().any(of_ours)
 }
 
 pub(super) fn with_status(slot: &AuthoritySlot, status: SlotStatus) -> Change {
@@ -243,7 +226,11 @@ impl Authority {
     async fn make(&self, kind: AuthorityKind, cause: Cause) -> Result<Arc<AuthoritySlot>, AuthorityError> {
         let inner = &self.inner;
         let key_type = self.key_type(kind)?;
-        let key_id: Arc<str> = format!("{}{}", key_prefix(kind), inner.entropy.alphanumeric(KEY_NUMBER)).into();
+        let prefix = match kind {
+            AuthorityKind::X509 => X509_KEY,
+            AuthorityKind::Jwt => JWT_KEY,
+        };
+        let key_id: Arc<str> = format!("{prefix}{}", inner.entropy.alphanumeric(KEY_NUMBER)).into();
         let public = inner.keys.create(&key_id, key_type).await.map_err(AuthorityError::Keys)?;
         let slot = match self.describe(kind, &key_id, public.spki) {
             Ok(slot) => Arc::new(slot),

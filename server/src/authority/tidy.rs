@@ -5,7 +5,8 @@ use std::time::SystemTime;
 
 use spiffe::x509::Certificate;
 
-use super::rotate::{is_ours, next_sequence, rfc3339, with_status};
+use super::keys::is_ours;
+use super::rotate::{next_sequence, rfc3339, with_status};
 use super::{Authority, AuthorityError, Refusal, published, schedule, slots_of};
 use crate::history::Urgency;
 use crate::state::State;

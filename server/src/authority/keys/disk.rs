@@ -2,7 +2,8 @@
 //!
 //! The file is an object `{"keys": {id: base64 of PKCS#8 DER}, "owner": 32 hex digits, "history": 32 hex digits}`, mode
 //! 0600, replaced as a whole by rename after fsync. `owner` names the key set, `history` the data store beside which it
-//! was used last. Files written by SPIRE's `disk` key manager have neither; both are added at the first start.
+//! was used last. Files written by SPIRE's `disk` key manager have neither: of one that was ours before, the data store
+//! knows whose keys are in it; another gets both at the first start.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,13 +12,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use runtime::entropy::Entropy;
 use serde::{Deserialize, Serialize};
 use spiffe::x509::PrivateKey;
 use zeroize::{Zeroize as _, Zeroizing};
 
 use super::local::{Keys, LocalKey, public_halves};
-use super::{FileError, KeyError, KeySet, KeyType, PublicKey, Signer, SigningKeys};
+use super::{FileError, KeyError, KeySet, KeyType, PublicKey, Signer, SigningKeys, is_ours};
 
 /// What the file says.
 #[derive(Default, Serialize, Deserialize)]
@@ -50,6 +52,8 @@ impl Drop for File {
 struct Inner {
     path: PathBuf,
     owner: [u8; 16],
+    /// The file names the owner.
+    named: bool,
     history: Option<[u8; 16]>,
     secrets: BTreeMap<String, PrivateKey>,
     keys: Keys,
@@ -61,10 +65,10 @@ pub struct DiskKeys {
 }
 
 impl DiskKeys {
-    /// Reads the key file, or makes one that holds only its owner.
+    /// Reads the key file, if there is one. It is written only once it is known to whom the keys belong.
     ///
     /// # Errors
-    /// If the file is readable by others, is not a key file, holds a key of an unsupported kind, or cannot be written.
+    /// If the file is readable by others, is not a key file, or holds a key of an unsupported kind.
     pub fn open(path: &Path, entropy: &Entropy) -> Result<Self, KeyError> {
         let damaged = |source| KeyError::Damaged { path: path.to_owned(), source };
         let file = match runtime::keyfile::read(path) {
@@ -90,28 +94,32 @@ impl DiskKeys {
             entropy.fill(&mut owner);
             owner
         });
-        let inner = Inner { path: path.to_owned(), owner, history, secrets, keys };
-        if known.is_none() {
-            inner.write()?;
-        }
+        let inner = Inner { path: path.to_owned(), owner, named: known.is_some(), history, secrets, keys };
         Ok(Self { inner: Arc::new(Mutex::new(inner)) })
     }
 
-    /// Notes that the keys are used beside the data store `history`. `knows` tells whether that store has seen the
-    /// owner of these keys, as one that was restored from a backup has.
+    /// Notes that the keys are used beside the data store `history`; none is one that ends with the process. `journal`
+    /// is what that store knows: the owners and SubjectPublicKeyInfos of all keys it has seen. So a store that was
+    /// restored from a backup is known again, and so are our keys in a file that SPIRE has written meanwhile.
     ///
     /// # Errors
-    /// [`KeyError::OtherStore`] if the keys were used beside a store that this one does not come from; or if the note
-    /// cannot be written.
-    pub fn belong_to(&self, history: [u8; 16], knows: impl FnOnce([u8; 16]) -> bool) -> Result<(), KeyError> {
+    /// [`KeyError::OtherStore`] if the file holds keys of ours that were used beside a store that this one does not come
+    /// from, and that would be removed as unused; or if the note cannot be written.
+    pub fn belong_to(&self, history: Option<[u8; 16]>, journal: &[([u8; 16], Bytes)]) -> Result<(), KeyError> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        if inner.history == Some(history) {
-            return Ok(());
-        }
-        if inner.history.is_some() && !inner.secrets.is_empty() && !knows(inner.owner) {
+        let held = |spki: &Bytes| inner.keys.values().any(|key| key.public().spki == *spki);
+        let returned = journal.iter().find(|(_, spki)| !inner.named && held(spki)).map(|(owner, _)| *owner);
+        inner.owner = returned.unwrap_or(inner.owner);
+        let known = history.is_some() && inner.history == history;
+        let seen = journal.iter().any(|(owner, _)| *owner == inner.owner);
+        if inner.history.is_some() && !known && !seen && inner.secrets.keys().any(|id| is_ours(id)) {
             return Err(KeyError::OtherStore { path: inner.path.clone() });
         }
-        inner.history = Some(history);
+        if inner.named && known {
+            return Ok(());
+        }
+        inner.named = true;
+        inner.history = history;
         inner.write()
     }
 
@@ -215,6 +223,9 @@ mod tests {
 
     use super::*;
 
+    /// The id of a key as this server makes them.
+    const OURS: &str = "x509-CA-0123456789abcdef";
+
     #[tokio::test]
     async fn keeps_the_contract_of_signing_keys() {
         let entropy = Entropy::system();
@@ -252,8 +263,13 @@ mod tests {
         let text =
             format!("{{\n\t\"keys\": {{\n\t\t\"JWT-Signer-A\": \"{}\"\n\t}}\n}}", STANDARD.encode(key.expose_pkcs8()));
         runtime::keyfile::write(&path, text.as_bytes()).unwrap();
-        let first = DiskKeys::open(&path, &entropy).unwrap().public().await.unwrap();
-        let second = DiskKeys::open(&path, &entropy).unwrap().public().await.unwrap();
+        let open = || {
+            let keys = DiskKeys::open(&path, &entropy).unwrap();
+            keys.belong_to(Some([1; 16]), &[]).unwrap();
+            keys
+        };
+        let first = open().public().await.unwrap();
+        let second = open().public().await.unwrap();
         assert_eq!(first.keys.len(), 1);
         assert_eq!(first.keys[0].0, "JWT-Signer-A");
         assert_eq!(first.keys[0].1.kind, KeyType::EcP384);
@@ -299,25 +315,47 @@ mod tests {
         let entropy = Entropy::system();
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("keys.json");
-        let never = |_| unreachable!();
-        // As long as there are no keys, there is nothing to lose.
-        DiskKeys::open(&path, &entropy).unwrap().belong_to([1; 16], never).unwrap();
-        let keys = DiskKeys::open(&path, &entropy).unwrap();
-        keys.belong_to([2; 16], never).unwrap();
-        keys.create("x509-CA-1", KeyType::EcP256).await.unwrap();
+        let open = || DiskKeys::open(&path, &entropy).unwrap();
+        // As long as there are no keys that could be removed, there is nothing to lose.
+        open().belong_to(Some([1; 16]), &[]).unwrap();
+        open().create("x509-CA-A", KeyType::EcP256).await.unwrap();
+        let keys = open();
+        keys.belong_to(Some([2; 16]), &[]).unwrap();
+        let public = keys.create(OURS, KeyType::EcP256).await.unwrap();
         let owner = keys.public().await.unwrap().owner;
         drop(keys);
 
-        DiskKeys::open(&path, &entropy).unwrap().belong_to([2; 16], never).unwrap();
+        open().belong_to(Some([2; 16]), &[]).unwrap();
         let before = std::fs::read(&path).unwrap();
-        let refused = DiskKeys::open(&path, &entropy).unwrap().belong_to([3; 16], |_| false);
-        assert!(matches!(refused, Err(KeyError::OtherStore { path: named }) if named == path));
-        assert_eq!(std::fs::read(&path).unwrap(), before);
+        for other in [Some([3; 16]), None] {
+            let refused = open().belong_to(other, &[([7; 16], public.spki.clone())]);
+            assert!(matches!(refused, Err(KeyError::OtherStore { path: named }) if named == path));
+            assert_eq!(std::fs::read(&path).unwrap(), before);
+        }
         // A restored store has another name, and remembers whose keys it had.
-        DiskKeys::open(&path, &entropy).unwrap().belong_to([3; 16], |known| known == owner).unwrap();
+        open().belong_to(Some([3; 16]), &[(owner, Bytes::new())]).unwrap();
+        open().belong_to(Some([3; 16]), &[]).unwrap();
+        assert_eq!(open().public().await.unwrap().keys.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn keys_that_spire_has_written_back_are_ours_again() {
+        let entropy = Entropy::system();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("keys.json");
         let keys = DiskKeys::open(&path, &entropy).unwrap();
-        keys.belong_to([3; 16], never).unwrap();
-        assert_eq!(keys.public().await.unwrap().keys.len(), 1);
+        keys.belong_to(Some([1; 16]), &[]).unwrap();
+        let public = keys.create(OURS, KeyType::EcP256).await.unwrap();
+        let owner = keys.public().await.unwrap().owner;
+        let file: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        let theirs = serde_json::json!({"keys": file["keys"]});
+        runtime::keyfile::write(&path, theirs.to_string().as_bytes()).unwrap();
+
+        let keys = DiskKeys::open(&path, &entropy).unwrap();
+        keys.belong_to(Some([1; 16]), &[(owner, public.spki)]).unwrap();
+        assert_eq!(keys.public().await.unwrap().owner, owner);
+        drop(keys);
+        assert_eq!(DiskKeys::open(&path, &entropy).unwrap().public().await.unwrap().owner, owner);
     }
 
     #[tokio::test]

@@ -18,6 +18,20 @@ mod contract;
 
 pub use spiffe::x509::KeyType;
 
+/// How the ids of keys begin that sign certificates, and of those that sign tokens; [`KEY_NUMBER`] letters and digits
+/// follow.
+pub const X509_KEY: &str = "x509-CA-";
+/// See [`X509_KEY`].
+pub const JWT_KEY: &str = "JWT-Signer-";
+/// See [`X509_KEY`].
+pub const KEY_NUMBER: usize = 16;
+
+/// Whether a key with this id was made here. SPIRE calls its own `x509-CA-A` and `JWT-Signer-B`.
+pub fn is_ours(key_id: &str) -> bool {
+    let number = key_id.strip_prefix(X509_KEY).or_else(|| key_id.strip_prefix(JWT_KEY));
+    number.is_some_and(|number| number.len() == KEY_NUMBER && number.bytes().all(|byte| byte.is_ascii_alphanumeric()))
+}
+
 /// The JWS algorithm of tokens signed by such a key (RFC 7518, section 3.1).
 pub fn jws_algorithm(kind: KeyType) -> &'static str {
     match kind {
