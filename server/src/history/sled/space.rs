@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::posix_fallocate;
 use nix::sys::statvfs::statvfs;
 
-use super::super::{StoreError, Urgency};
+use super::super::{MAX_GROUP_BYTES, StoreError, Urgency};
 
 const MIB: u64 = 1024 * 1024;
 /// On a small disk the reserve is this part of it.
@@ -22,6 +22,11 @@ const AMPLIFICATION: u64 = 6;
 /// How much is kept free beyond the margin before the reserve is made whole again.
 const SLACK: u64 = MIB;
 const STEP: u64 = MIB / 2;
+
+/// What a group of `bytes` bytes may take.
+fn needed(bytes: usize) -> u64 {
+    u64::try_from(bytes).unwrap_or(u64::MAX).saturating_mul(AMPLIFICATION).saturating_add(MARGIN)
+}
 
 /// The free space of a store's disk, and its reserve.
 #[derive(Debug)]
@@ -54,8 +59,7 @@ impl Space {
     /// # Errors
     /// [`StoreError::Full`] if there is none for an ordinary group, [`StoreError::Exhausted`] if there is none at all.
     pub(super) fn admit(&mut self, urgency: Urgency, bytes: usize) -> Result<(), StoreError> {
-        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
-        let needed = bytes.saturating_mul(AMPLIFICATION).saturating_add(MARGIN);
+        let needed = needed(bytes);
         let free = self.free();
         self.refill(needed);
         let admitted = match urgency {
@@ -76,7 +80,8 @@ impl Space {
                 tracing::error!(%directory, %error, "The store's disk is full: make room on it");
                 self.short = true;
             }
-            (Ok(()), Urgency::Normal) if self.short => {
+            // Not at the first small group that fits: between it and the next large one, it would be said again and again.
+            (Ok(()), Urgency::Normal) if self.short && self.free() >= needed(MAX_GROUP_BYTES) => {
                 tracing::info!(%directory, "The store's disk has room again");
                 self.short = false;
             }
