@@ -58,6 +58,14 @@ pub enum PeerError {
     },
 }
 
+impl PeerError {
+    /// Whether descriptors ran out, which says nothing about the caller.
+    pub(crate) fn is_shortage(&self) -> bool {
+        let (Self::Credentials(source) | Self::Read { source, .. }) = self else { return false };
+        source.raw_os_error().map(Errno::from_raw).is_some_and(|errno| matches!(errno, Errno::EMFILE | Errno::ENFILE))
+    }
+}
+
 /// A file, by where it is stored: unlike a path it cannot be made to mean another file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FileId {

@@ -103,6 +103,15 @@ pub async fn unix(listener: UnixListener, routes: Routes, limits: UnixLimits, sh
         let ending = Ending::new();
         let peer = match UnixPeer::pin(&stream) {
             Ok(peer) => Some(Arc::new(peer)),
+            Err(error) if error.is_shortage() => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "Cannot look at a local caller; the heaviest has to give"
+                );
+                crowd.shed();
+                ending.end(Reason::Overload);
+                None
+            }
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "Refused a local connection");
                 ending.end(Reason::ProcessUnseen);
