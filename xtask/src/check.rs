@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 
-use crate::command::{answers, cargo, quiet, root, tools};
+use crate::command::{answers, cargo, quiet, root, succeed, tools};
 
 /// Which checks to run.
 #[derive(Args, Default)]
@@ -139,12 +139,32 @@ impl Check {
     }
 }
 
-fn deny() -> Result<Verdict> {
-    let installed = tools().join("bin/cargo-deny");
-    let name = if installed.is_file() { installed.as_os_str() } else { "cargo-deny".as_ref() };
-    if !answers(name, "--version") {
-        return Ok(Verdict::LeftOut("cargo-deny is not installed (cargo install --locked cargo-deny)"));
+/// What is installed where nothing may be left out.
+const CARGO_DENY: &str = "cargo-deny@0.20.2";
+
+/// Our own cargo-deny, or the machine's.
+fn deny_tool() -> Option<PathBuf> {
+    [tools().join("bin/cargo-deny"), "cargo-deny".into()].into_iter().find(|name| answers(name, "--version"))
+}
+
+/// Installs cargo-deny below target/tools, unless there is one.
+///
+/// # Errors
+/// If it cannot be built.
+pub fn install_deny() -> Result<()> {
+    if deny_tool().is_some() {
+        return Ok(());
     }
+    let mut install = cargo();
+    // It runs for a second; an optimised build would take minutes more than that saves.
+    install.args(["install", "--quiet", "--locked", "--debug", CARGO_DENY, "--root"]).arg(tools());
+    succeed(install.env("CARGO_TARGET_DIR", tools().join("cargo-deny-build")))
+}
+
+fn deny() -> Result<Verdict> {
+    let Some(name) = &deny_tool() else {
+        return Ok(Verdict::LeftOut("cargo-deny is not installed (cargo install --locked cargo-deny)"));
+    };
     quiet(crate::command::program(name).args(["--offline", "check", "bans", "licenses", "sources"])).map(drop)?;
     // The advisory database is a repository of its own, which cannot be reached from everywhere.
     match quiet(crate::command::program(name).args(["check", "advisories"])) {

@@ -107,6 +107,9 @@ pub fn run(options: &Options) -> Result<()> {
         Some(folder) => report.step("mixed with SPIRE", || peers::run(&peers::Options::with(folder))),
         None => println!("\nmixed with SPIRE: not asked for (--spire BIN_DIR)"),
     }
+    if demand_all {
+        report.step("cargo-deny", check::install_deny);
+    }
     report.step("check", || check::run(&check::Options::default()));
     finish(report, demand_all)
 }
