@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-/// However little is left of a credential, it is not renewed sooner than this after its receipt.
+/// However little is left of a credential that is not over, it is not renewed sooner than this after its receipt.
 const LEAST_DISTANCE: Duration = Duration::from_millis(500);
 
 /// The moment at which one credential is to be renewed.
@@ -36,10 +36,14 @@ impl RenewAt {
 
     /// The least distance between the receipt of a credential and its renewal: a tenth of its life, so that a server that
     /// hands out almost expired credentials is not stormed. But no more than a third of what was left at the receipt:
-    /// of a life that began long before, a tenth may be more than that, and the credential would run out.
+    /// of a life that began long before, a tenth may be more than that, and the credential would run out. What was over
+    /// when it came cannot be saved by haste: there it is the tenth again.
     pub fn least_distance(not_before: SystemTime, not_after: SystemTime, received_at: SystemTime) -> Duration {
         let life = not_after.duration_since(not_before).unwrap_or_default();
         let left = not_after.duration_since(not_before.max(received_at)).unwrap_or_default();
+        if left.is_zero() {
+            return life / 10;
+        }
         (life / 10).min((left / 3).max(LEAST_DISTANCE))
     }
 }
@@ -104,7 +108,13 @@ mod tests {
         assert_eq!(RenewAt::least_distance(not_before, not_after, received_at), Duration::from_secs(20));
         assert!(received_at + Duration::from_secs(20) < RenewAt::draw(not_before, not_after, received_at, 0).at());
         assert_eq!(RenewAt::least_distance(at(0), at(3601), received_at), LEAST_DISTANCE);
-        assert_eq!(RenewAt::least_distance(at(0), at(3600), received_at), LEAST_DISTANCE);
+    }
+
+    #[test]
+    fn what_is_over_when_it_comes_is_not_asked_for_in_a_storm() {
+        for received_at in [at(3600), at(90_000)] {
+            assert_eq!(RenewAt::least_distance(at(0), at(3600), received_at), Duration::from_secs(360));
+        }
     }
 
     #[test]
