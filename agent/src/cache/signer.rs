@@ -51,7 +51,7 @@ impl Cache {
         let mut failed_until: Option<SystemTime> = None;
         while !shutdown.is_requested() {
             let now = self.inner.clock.now();
-            let (entries, mut wake) = {
+            let (entries, mut wake, refused) = {
                 let mut state = self.inner.state();
                 if std::mem::take(&mut state.heard) || failed_until.is_some_and(|until| until <= now) {
                     failed_until = None;
@@ -66,7 +66,7 @@ impl Cache {
                         .extend(plan.sign.iter().take(batch).filter_map(|id| state.desired.entry(id)).map(Arc::clone));
                     state.signing.extend(entries.iter().map(|entry| Arc::clone(&entry.id)));
                 }
-                (entries, plan.wake)
+                (entries, plan.wake, !state.refused.is_empty())
             };
             if entries.is_empty() {
                 if let Some(until) = failed_until {
@@ -74,6 +74,8 @@ impl Cache {
                 }
                 tokio::select! {
                     () = self.inner.signer.nudged_or_at(&self.inner.clock, wake) => {}
+                    // The clock may be set back meanwhile, which makes the moments of the next attempts void.
+                    () = self.inner.clock.sleep(ITEM_RETRY.1), if refused => {}
                     () = shutdown.requested() => return,
                 }
                 continue;

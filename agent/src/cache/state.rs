@@ -45,6 +45,14 @@ pub(super) struct Refused {
     pub(super) wait: Duration,
 }
 
+impl Refused {
+    /// Before when the entry is not asked for again. A moment further off than the whole wait was noted by a clock that was
+    /// ahead and has been set right: it is void.
+    fn retry_at_by(self, now: SystemTime) -> Option<SystemTime> {
+        Some(self.retry_at).filter(|at| *at <= now + self.wait)
+    }
+}
+
 pub(super) fn build(
     desired: &Desired,
     credentials: &HashMap<EntryId, Credential>,
@@ -148,7 +156,7 @@ impl State {
                     },
                     last_used: credential.map_or(0, |credential| credential.last_used),
                     signing: self.signing.contains(&entry.id),
-                    retry_at: self.refused.get(&entry.id).map(|refused| refused.retry_at),
+                    retry_at: self.refused.get(&entry.id).and_then(|refused| refused.retry_at_by(now)),
                     entry: Arc::clone(&entry.id),
                 }
             })

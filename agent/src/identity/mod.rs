@@ -88,13 +88,20 @@ pub struct AgentSvid {
 impl AgentSvid {
     /// When it is to be renewed: at the time drawn for it, or at once if an authority of `bundle` that signed it is
     /// tainted, but not sooner after its receipt than [`RenewAt::least_distance`].
-    fn due_at(&self, bundle: Option<&Bundle>) -> SystemTime {
+    fn due_at(&self, bundle: Option<&Bundle>, now: SystemTime) -> SystemTime {
         let (not_before, not_after) = (self.svid.not_before, self.svid.not_after);
-        let soonest = self.received_at + RenewAt::least_distance(not_before, not_after, self.received_at);
+        let mut drawn = self.renew_at.at();
+        let mut soonest = self.received_at + RenewAt::least_distance(not_before, not_after, self.received_at);
+        if self.received_at > now {
+            // The clock was ahead at the receipt, perhaps beyond the end of this SVID, and has been set right: only what
+            // the server wrote into it can be relied on.
+            let half = not_after.duration_since(not_before).unwrap_or_default() / 2;
+            (drawn, soonest) = (drawn.min(not_before + half), now);
+        }
         let tainted = bundle
             .zip(self.authority_key_id.as_ref())
             .is_some_and(|(bundle, key_id)| taint::authorities(bundle).contains(key_id));
-        if tainted { self.renew_at.at().min(soonest) } else { self.renew_at.at().max(soonest) }
+        if tainted { soonest } else { drawn.max(soonest) }
     }
 }
 

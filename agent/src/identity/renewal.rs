@@ -85,11 +85,15 @@ impl Identity {
             let Some(current) = self.svid() else { return Err(IdentityError::Expired) };
             let must_reattest = reattest == Some(current.number);
             let now = self.inner.clock.now();
-            let due_at = if must_reattest { now } else { current.due_at(self.bundle().as_deref()) };
+            // A moment further off than the longest wait was noted by a clock that was ahead and has been set right.
+            retry_at = retry_at.filter(|at| *at <= now + RETRY.1);
+            let due_at = if must_reattest { now } else { current.due_at(self.bundle().as_deref(), now) };
             let wake_at = due_at.max(retry_at.unwrap_or(due_at));
             if wake_at > now {
                 tokio::select! {
                     () = self.inner.nudge.nudged_or_at(&self.inner.clock, Some(wake_at)) => {}
+                    // The clock may be set back meanwhile, and these moments were read from it.
+                    () = self.inner.clock.sleep(RETRY.1) => {}
                     () = shutdown.requested() => {}
                 }
                 continue;
@@ -129,8 +133,14 @@ impl Identity {
         if current.svid.not_after > self.inner.clock.now() {
             return self.renew(link, current).await;
         }
-        // Without a valid SVID it cannot be renewed, nor attested for again. What workloads hold may still be good, so
-        // this process ends only when the server is there to say the same.
+        // Without a valid SVID it cannot be renewed, nor attested for again. But it is this machine's clock that says so,
+        // and what workloads hold may still be good: this process ends only when the server says the same, by being
+        // there, before and after, for anybody but the holder of this SVID.
+        link.bundle_as_nobody().await.map_err(IdentityError::Attest)?;
+        match self.renew(link, current).await {
+            Err(IdentityError::Renew(error)) if error.is_without_answer() => {}
+            result => return result,
+        }
         link.bundle_as_nobody().await.map_err(IdentityError::Attest)?;
         Err(IdentityError::Expired)
     }
@@ -198,7 +208,14 @@ impl Identity {
     /// A new key, kept before anybody signs for it, and its request.
     async fn new_key(&self) -> Result<(Arc<PrivateKey>, Bytes), IdentityError> {
         let keys = Arc::clone(&self.inner.keys);
-        let current = self.svid().map(|svid| svid.svid.spki_der.clone());
+        let current = match self.svid() {
+            Some(svid) => Some(svid.svid.spki_der.clone()),
+            // What is stored may seem to be over because the clock is wrong: until it has a successor, its key stays.
+            None => {
+                let stored = self.inner.data().svid.clone();
+                X509Svid::from_chain(stored).ok().map(|svid| svid.spki_der)
+            }
+        };
         let make = move || {
             let key = keys.create(current.as_deref())?;
             let csr = certificate_request(&key, None)?;

@@ -5,6 +5,8 @@ use std::fmt::{self, Display, Formatter};
 
 use tonic::{Code, Status};
 
+use super::{DialError, LinkError};
+
 /// What the server answered instead of a result, or what became of the call on its way.
 #[derive(Debug)]
 pub struct Answered(Box<Status>);
@@ -26,6 +28,19 @@ impl Answered {
                 | Code::Internal
                 | Code::DataLoss
         )
+    }
+}
+
+impl LinkError {
+    /// Whether no connection came up, or it broke before the server answered: so ends a call of somebody whom the
+    /// server's TLS refuses, and of anybody while the server is not there.
+    pub fn is_without_answer(&self) -> bool {
+        match self {
+            Self::Dial(error) => matches!(error, DialError::Unreachable(_) | DialError::JustFailed),
+            // Only a status that was made here, of the failure of a connection, has a cause.
+            Self::Status(answered) => answered.source().is_some(),
+            Self::Deadline | Self::Denied { .. } => false,
+        }
     }
 }
 

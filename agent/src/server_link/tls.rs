@@ -162,7 +162,9 @@ mod tests {
     use transport::verify::ClientVerifier;
 
     use super::*;
+    use crate::identity::{Heard, Reaction};
     use crate::keys::certificate_request;
+    use crate::server_link::{LinkError, ServerLink, Witness};
     use crate::testing::Authority;
 
     /// Trust that a test may exchange.
@@ -247,6 +249,46 @@ mod tests {
             let told = runtime::telemetry::chain(&error);
             assert!(told.starts_with(&format!("no TLS connection with 127.0.0.1:{port}: {why}")), "{told}");
         }
+    }
+
+    /// A link's identity of which nobody wants to know.
+    struct Unwatched;
+
+    impl Witness for Unwatched {
+        fn newest_svid(&self) -> u64 {
+            1
+        }
+
+        fn denied(&self, _: Heard) -> Reaction {
+            Reaction::Disregard
+        }
+
+        fn accepted(&self, _: u64) {}
+
+        fn dialled(&self, _: Result<(), &DialError>) {}
+    }
+
+    #[tokio::test]
+    async fn a_call_with_an_svid_that_the_server_refuses_is_without_answer() {
+        let mut authority = Authority::new(&trust_domain(), SystemTime::now() - HOUR);
+        let (port, _serving) = serve(&mut authority, SERVER, HOUR).await;
+        let trust = known(Some(authority.bundle(1, false)));
+        let own = Rotating::new();
+        let renew = async || {
+            let trust = Arc::clone(&trust) as Arc<dyn Trust>;
+            let dial = TlsDial::new(("127.0.0.1".into(), port), trust_domain(), &own, trust, false).unwrap();
+            ServerLink::new(Arc::new(dial), Arc::new(Unwatched)).renew(bytes::Bytes::new()).await.unwrap_err()
+        };
+        // This server has no such service, and says so to somebody without a certificate.
+        let answered = renew().await;
+        assert!(matches!(answered, LinkError::Status(_)) && !answered.is_without_answer(), "{answered:?}");
+        let key = PrivateKey::generate(KeyType::EcP256).unwrap();
+        let id = SpiffeId::from_path(&trust_domain(), "/spire/agent/test/1").unwrap();
+        let (leaf, _) =
+            authority.sign(&certificate_request(&key, None).unwrap(), &id, HOUR, SystemTime::now() - 2 * HOUR);
+        own.set(&[leaf], &key).unwrap();
+        let refused = renew().await;
+        assert!(refused.is_without_answer(), "{refused:?}");
     }
 
     #[tokio::test]

@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests end their tasks with their runtime")]
 
 mod authority;
+mod clocks;
 mod dial;
 mod journeys;
 mod lasting;
@@ -64,6 +65,7 @@ impl NodeProver for Prover {
 
 /// A server and the directory of one agent.
 struct World {
+    /// The agent's clock. The server has its own, which stays right when this one is stepped.
     clock: Clock,
     fake: Arc<Fake>,
     dir: tempfile::TempDir,
@@ -74,8 +76,9 @@ struct World {
 impl World {
     fn new() -> Self {
         let trust_domain = TrustDomain::parse("example.org").unwrap();
-        let clock = Clock::paused(SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000));
-        let fake = Fake::new(&trust_domain, clock.clone());
+        let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let clock = Clock::paused(start);
+        let fake = Fake::new(&trust_domain, Clock::paused(start));
         Self {
             clock,
             fake,

@@ -1,0 +1,122 @@
+//! Clocks of agents that are wrong for a while, with a server whose clock is right.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{Running, World};
+use crate::identity::IdentityError;
+
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// Looks every ten seconds for `lasting` that the agent's SVID has not run out.
+async fn keeps_its_identity(agent: &Running, lasting: Duration) {
+    let end = Instant::now() + lasting;
+    while Instant::now() < end {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert!(!agent.keeper.is_finished());
+        assert!(agent.identity.svid().unwrap().svid.not_after > agent.clock.now(), "it ran out");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_was_ahead_for_a_minute_keeps_no_process_waiting_once_it_is_right() {
+    for pushes in [true, false] {
+        let world = World::new();
+        world.fake.change(|state| {
+            state.pushes = pushes;
+            state.agent_ttl = 10 * DAY;
+        });
+        world.fake.put_entry("a", "unix:uid:1");
+        let agent = world.start().await;
+        let mut open = agent.subscribe(&["unix:uid:1"]);
+        agent.complete(&mut open).await;
+        world.clock.step_forward(DAY);
+        agent.until(|agent| agent.cache.counts().x509_svids == 0).await;
+        tokio::time::sleep(MINUTE).await;
+        // By this clock, all that the right server signs is over.
+        assert_eq!(agent.cache.counts().x509_svids, 0);
+        let asked = world.fake.count(|state| state.signed);
+        assert!((3..20).contains(&asked), "{asked}");
+        world.clock.step_back(DAY);
+        let right = Instant::now();
+        // Only the count is looked at: a process that came now would wake the signer.
+        agent.until(|agent| agent.cache.counts().x509_svids == 1).await;
+        assert!(right.elapsed() <= MINUTE, "{:?}", right.elapsed());
+        assert!(agent.complete(&mut open).await.is_valid_at(agent.clock.now()));
+        agent.stop().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_that_failed_while_the_clock_was_ahead_is_not_put_off_past_the_end() {
+    for reattestable in [true, false] {
+        let world = World::new();
+        world.fake.change(|state| state.reattestable = reattestable);
+        let agent = world.start().await;
+        agent.cache.first_sync().await;
+        world.fake.go_away();
+        world.clock.step_forward(DAY);
+        tokio::time::sleep(MINUTE).await;
+        world.clock.step_back(DAY);
+        world.fake.come_back();
+        keeps_its_identity(&agent, 10 * HOUR).await;
+        agent.stop().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_svid_that_only_seems_to_be_over_is_not_deleted() {
+    let world = World::new();
+    let agent = world.start().await;
+    agent.cache.first_sync().await;
+    let serial = agent.agent_serial();
+    world.clock.step_forward(DAY);
+    tokio::time::sleep(MINUTE).await;
+    // The server still knew the old one, and what it signed seems to be over, too: no reason for haste.
+    assert_ne!(agent.agent_serial(), serial);
+    assert_eq!(world.fake.count(|state| (state.attestations, state.renewals)), (1, 1));
+    world.clock.step_back(DAY);
+    keeps_its_identity(&agent, 10 * HOUR).await;
+    let (attestations, renewals) = world.fake.count(|state| (state.attestations, state.renewals));
+    assert_eq!(attestations, 1);
+    assert!((4..=7).contains(&renewals), "{renewals} renewals in five half lives");
+    agent.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_whose_clock_stays_ahead_attests_every_tenth_of_a_life() {
+    for tainted in [false, true] {
+        let world = World::new();
+        world.fake.change(|state| {
+            state.reattestable = true;
+            state.tainted = tainted;
+        });
+        world.clock.step_forward(DAY);
+        let agent = world.start().await;
+        agent.cache.first_sync().await;
+        tokio::time::sleep(4 * HOUR).await;
+        let attestations = world.fake.count(|state| state.attestations);
+        assert!((9..=11).contains(&attestations), "{attestations}");
+        agent.stop().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_with_a_wrong_clock_leaves_the_stored_identity_to_the_next_one() {
+    let world = World::new();
+    let agent = world.start().await;
+    agent.cache.first_sync().await;
+    let serial = agent.agent_serial();
+    agent.stop().await;
+    world.clock.step_forward(DAY);
+    world.fake.go_away();
+    assert!(matches!(world.try_start().await, Err(IdentityError::Attest(_))));
+    world.clock.step_back(DAY);
+    world.fake.come_back();
+    let agent = world.start().await;
+    assert_eq!((agent.agent_serial(), world.fake.count(|state| state.attestations)), (serial, 1));
+    agent.stop().await;
+}
