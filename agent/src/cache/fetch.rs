@@ -18,6 +18,9 @@ const FETCHES_AT_ONCE: usize = 8;
 /// How long a renewal of a token that is still valid may hold up its caller.
 const RENEWAL_PATIENCE: Duration = Duration::from_secs(5);
 
+/// How often the entries of one request are looked at, if one is changed or goes away while its token is on its way.
+const LOOKS: u32 = 2;
+
 /// How a caller comes by a token.
 enum Way {
     /// It is in memory.
@@ -49,22 +52,24 @@ impl Cache {
         audience: &[String],
         id: Option<&SpiffeId>,
     ) -> Result<Vec<Arc<JwtSvid>>, CacheError> {
-        let mut entries = self.matching(selectors);
-        entries.retain(|entry| id.is_none_or(|id| entry.spiffe_id == *id));
-        if entries.is_empty() {
-            return Err(CacheError::NotEntitled);
-        }
         let audience: Arc<[String]> = audience.into();
-        let svids = stream::iter(entries.iter().map(Arc::clone))
-            .map(|entry| self.jwt_svid(entry, &audience))
-            .buffered(FETCHES_AT_ONCE)
-            .try_collect()
-            .await;
-        // The wait for the server may have outlasted an entry, also one whose token was in memory.
-        if !self.inner.wants_all(&entries) {
-            return Err(CacheError::NotEntitled);
+        for _ in 0..LOOKS {
+            let mut entries = self.matching(selectors);
+            entries.retain(|entry| id.is_none_or(|id| entry.spiffe_id == *id));
+            if entries.is_empty() {
+                return Err(CacheError::NotEntitled);
+            }
+            let svids = stream::iter(entries.iter().map(Arc::clone))
+                .map(|entry| self.jwt_svid(entry, &audience))
+                .buffered(FETCHES_AT_ONCE)
+                .try_collect()
+                .await;
+            // The wait for the server may have outlasted an entry, also one whose token was in memory.
+            if self.inner.wants_all(&entries) {
+                return svids;
+            }
         }
-        svids
+        Err(CacheError::Issue(Arc::new(IssueError::Outdated)))
     }
 
     async fn jwt_svid(&self, entry: Arc<Entry>, audience: &Arc<[String]>) -> Result<Arc<JwtSvid>, CacheError> {

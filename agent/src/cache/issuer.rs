@@ -33,6 +33,9 @@ pub enum IssueError {
     /// The answer is no SVID of the wanted identity and key.
     #[error("the server signed something else than what it was asked for")]
     Foreign,
+    /// What was signed is for a form of the entry that is no longer held, time and again.
+    #[error("the entry was changed again while its token was being signed")]
+    Outdated,
     /// The local key or request could not be made.
     #[error("could not make a key")]
     Key(#[source] crate::keys::KeyError),

@@ -10,7 +10,7 @@ use tonic::Status;
 
 use super::server::entry_message;
 use super::{Running, World, selectors};
-use crate::cache::{Cache, CacheError, JwtSvid};
+use crate::cache::{Cache, CacheError, IssueError, JwtSvid};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -153,6 +153,38 @@ async fn a_token_from_memory_does_not_outlive_its_entry_while_another_one_is_sig
     };
     let (who, audience) = (selectors(&["unix:uid:1"]), ["x".to_owned()]);
     let (got, ()) = tokio::join!(agent.cache.jwt_svids(&who, &audience, None), deletion);
-    assert!(matches!(got, Err(CacheError::NotEntitled)), "{got:?}");
+    let paths: Vec<_> = got.unwrap().iter().map(|svid| svid.id.path().to_owned()).collect();
+    assert_eq!(paths, ["/b"]);
+    agent.stop().await;
+}
+
+/// Edits entry `a`, for the first time after half a second, `times` times in all, a second apart.
+async fn edited(world: &World, times: u64) {
+    tokio::time::sleep(SECOND / 2).await;
+    for time in 1..=times {
+        let revision = world.fake.change(|state| {
+            let entry = state.entries.get_mut("a").unwrap();
+            entry.revision_number += 1;
+            entry.hint = format!("edited {time}");
+        });
+        world.fake.acknowledged(revision).await;
+        tokio::time::sleep(SECOND).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_entry_that_is_edited_while_its_token_is_signed_still_entitles() {
+    let (world, agent) = with_slow_tokens().await;
+    let (got, ()) = tokio::join!(ask_at_once(&agent, 5), edited(&world, 1));
+    assert!(got.iter().all(|svid| *svid.as_ref().unwrap().hint == *"edited 1"), "{got:?}");
+    assert_eq!((asked(&world), agent.cache.jwt_requests(), agent.cache.counts().jwt_svids), (2, 0, 1));
+    agent.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_entry_that_is_edited_again_and_again_is_no_denial() {
+    let (world, agent) = with_slow_tokens().await;
+    let (got, ()) = tokio::join!(ask(agent.cache.clone(), "x"), edited(&world, 2));
+    assert!(matches!(&got, Err(CacheError::Issue(error)) if matches!(**error, IssueError::Outdated)), "{got:?}");
     agent.stop().await;
 }
