@@ -178,7 +178,7 @@ impl Inner {
 
     /// The first thing to know when a process does not get its identity. In SPIRE's words, which operators look for.
     fn tell_unknown(&self, peer: &UnixPeer, selectors: &SelectorSet) {
-        let Some(untold) = self.unknown.now() else { return };
+        let Some(untold) = self.unknown.now(selectors) else { return };
         let selectors: Vec<String> = selectors.iter().map(ToString::to_string).collect();
         let selectors = selectors.join(", ");
         tracing::warn!(pid = peer.pid, uid = peer.uid, registered = false, selectors, untold, "No identity issued");
@@ -210,7 +210,7 @@ impl Inner {
             match &error {
                 CacheError::NotEntitled => self.tell_unknown(peer, &selectors),
                 CacheError::Issue(_) => {
-                    if let Some(untold) = self.tokens.now() {
+                    if let Some(untold) = self.tokens.now(&selectors) {
                         let error = runtime::telemetry::chain(&error);
                         tracing::warn!(pid = peer.pid, error, untold, "No JWT-SVID for a caller");
                     }
