@@ -112,7 +112,10 @@ impl DiskKeys {
         inner.owner = returned.unwrap_or(inner.owner);
         let known = history.is_some() && inner.history == history;
         let seen = journal.iter().any(|(owner, _)| *owner == inner.owner);
-        if inner.history.is_some() && !known && !seen && inner.secrets.keys().any(|id| is_ours(id)) {
+        // Keys of ours in a file without an owner have been through SPIRE, and belong to some store. A file with an owner
+        // and no history is that of a store in memory, which is gone.
+        let elsewhere = inner.history.is_some() || !inner.named;
+        if elsewhere && !known && !seen && inner.secrets.keys().any(|id| is_ours(id)) {
             return Err(KeyError::OtherStore { path: inner.path.clone() });
         }
         if inner.named && known {
@@ -351,6 +354,10 @@ mod tests {
         let theirs = serde_json::json!({"keys": file["keys"]});
         runtime::keyfile::write(&path, theirs.to_string().as_bytes()).unwrap();
 
+        for other in [Some([3; 16]), None] {
+            let refused = DiskKeys::open(&path, &entropy).unwrap().belong_to(other, &[]);
+            assert!(matches!(refused, Err(KeyError::OtherStore { path: named }) if named == path));
+        }
         let keys = DiskKeys::open(&path, &entropy).unwrap();
         keys.belong_to(Some([1; 16]), &[(owner, public.spki)]).unwrap();
         assert_eq!(keys.public().await.unwrap().owner, owner);
