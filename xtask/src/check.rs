@@ -165,6 +165,8 @@ fn deny() -> Result<Verdict> {
     let Some(name) = &deny_tool() else {
         return Ok(Verdict::LeftOut("cargo-deny is not installed (cargo install --locked cargo-deny)"));
     };
+    // It reads the manifests of all crates in the lock file, also of those for other platforms, which no build here fetches.
+    quiet(cargo().args(["fetch", "--quiet", "--locked"])).map(drop)?;
     quiet(crate::command::program(name).args(["--offline", "check", "bans", "licenses", "sources"])).map(drop)?;
     // The advisory database is a repository of its own, which cannot be reached from everywhere.
     match quiet(crate::command::program(name).args(["check", "advisories"])) {

@@ -51,11 +51,10 @@ pub fn run(options: &Options) -> Result<()> {
     }
     let host = quiet(program("rustc").args(["--print", "host-tuple"]))?;
     let host = host.trim();
-    let built = target().join("fuzz");
     let mut build = cargo();
-    build.args(["build", "--manifest-path", "fuzz/Cargo.toml", "--profile", "fuzz", "--bins"]);
-    // With a target named, build scripts and macros are built without the counters.
-    build.args(["--target", host, "--target-dir"]).arg(&built);
+    build.args(["build", "--manifest-path", "fuzz/Cargo.toml", "--bins"]);
+    // With a target named, build scripts and macros are built without the counters: those of the workspace are used.
+    build.args(["--target", host, "--target-dir"]).arg(target());
     succeed(build.env("RUSTFLAGS", COVERAGE))?;
     for name in targets {
         if options.target.as_ref().is_some_and(|only| *only != name) {
@@ -65,7 +64,7 @@ pub fn run(options: &Options) -> Result<()> {
         let artifacts = root().join("fuzz/artifacts").join(&name);
         fs::create_dir_all(&corpus)?;
         fs::create_dir_all(&artifacts)?;
-        let mut fuzzer = program(built.join(host).join("fuzz").join(&name));
+        let mut fuzzer = program(target().join(host).join("debug").join(&name));
         fuzzer.arg(&corpus);
         let seeds = root().join("fuzz/seeds").join(&name);
         if seeds.is_dir() {
