@@ -54,6 +54,18 @@ impl Clock {
         }
     }
 
+    /// The time since the machine was booted, suspended time included: nobody sets this clock. For a derived clock, the
+    /// time since it was made by tokio's clock, whatever it was stepped by.
+    pub fn boot(&self) -> Duration {
+        match &self.source {
+            // A kernel without this clock does not exist any more; there it would stand still, and nothing be steady.
+            Source::System => {
+                nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default()
+            }
+            Source::Derived { origin, .. } => Instant::now().saturating_duration_since(*origin),
+        }
+    }
+
     /// Steps a derived clock forward, as an operator or NTP would; waiting tasks notice within five seconds of tokio
     /// time. Does nothing to the system's clock.
     pub fn step_forward(&self, by: Duration) {
@@ -82,18 +94,16 @@ impl Clock {
         }
     }
 
-    /// Waits for `duration`. A clock that is set back meanwhile does not prolong the wait; one that is set forward, or a
-    /// machine that was suspended, shortens it.
+    /// Waits for `duration`, whatever the wall clock is set to meanwhile. Time in which the machine was suspended counts,
+    /// and is noticed within five seconds.
     pub async fn sleep(&self, duration: Duration) {
-        let shown = async {
-            match self.now().checked_add(duration) {
-                Some(at) => self.sleep_until(at).await,
-                None => std::future::pending().await,
+        let begun = self.boot();
+        loop {
+            let left = duration.saturating_sub(self.boot().saturating_sub(begun));
+            if left.is_zero() {
+                return;
             }
-        };
-        tokio::select! {
-            () = shown => {}
-            () = tokio::time::sleep(duration) => {}
+            tokio::time::sleep(left.min(REREAD)).await;
         }
     }
 }
@@ -145,16 +155,32 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_clock_set_back_does_not_prolong_a_duration() {
+    async fn a_stepped_clock_does_not_change_a_duration() {
         let clock = Clock::paused(start());
         let before = Instant::now();
         tokio::join!(clock.sleep(Duration::from_secs(30)), async {
             clock.step_back(Duration::from_secs(86_400));
         });
         assert_eq!(Instant::now() - before, Duration::from_secs(30));
-        tokio::join!(clock.sleep(Duration::from_secs(3600)), async {
-            clock.step_forward(Duration::from_secs(3600));
+        tokio::join!(clock.sleep(Duration::from_secs(30)), async {
+            clock.step_forward(Duration::from_secs(86_400));
         });
-        assert!(Instant::now() - before <= Duration::from_secs(30) + REREAD);
+        assert_eq!(Instant::now() - before, Duration::from_secs(60));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_boot_clock_is_not_stepped() {
+        let clock = Clock::paused(start());
+        tokio::time::advance(Duration::from_secs(7)).await;
+        clock.step_forward(Duration::from_secs(86_400));
+        assert_eq!(clock.boot(), Duration::from_secs(7));
+        clock.step_back(Duration::from_secs(172_800));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(clock.clone().boot(), Duration::from_secs(8));
+    }
+
+    #[test]
+    fn the_system_has_a_boot_clock() {
+        assert!(Clock::system().boot() > Duration::ZERO);
     }
 }

@@ -14,4 +14,5 @@ pub mod hcl;
 pub mod keyfile;
 pub mod reconcile;
 pub mod shutdown;
+pub mod steady;
 pub mod telemetry;
