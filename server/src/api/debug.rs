@@ -55,7 +55,7 @@ impl DebugService {
         let shown = shown.iter().map(|der| Bytes::copy_from_slice(der)).collect();
         let count = |count: usize| i32::try_from(count).unwrap_or(i32::MAX);
         let info = proto::GetInfoResponse {
-            svid_chain: chain(shown, bundle, self.core.now(&state))
+            svid_chain: chain(shown, bundle, self.core.now())
                 .map_err(|error| Failure::internal("failed verification against bundle").because(error))?,
             uptime: count(usize::try_from(now.duration_since(self.started).as_secs()).unwrap_or(usize::MAX)),
             agents_count: count(state.agent_count()),

@@ -193,7 +193,7 @@ impl Conversation {
 
     fn view(&self, state: &State) -> View {
         let core = &self.service.core;
-        View::of(state, &self.agent, core.now(state), |bundle| self.service.bundles.of(bundle).digest)
+        View::of(state, &self.agent, core.now(), |bundle| self.service.bundles.of(bundle).digest)
     }
 
     /// Everything the agent says it holds.

@@ -46,7 +46,7 @@ impl NodeAttestor for JoinTokens {
             state = self.replica.current().await.map_err(AttestError::State)?;
         }
         let token = state.token(&hash).ok_or(AttestError::TokenUnknown)?;
-        if token.is_expired(now.max(state.at())) {
+        if token.is_expired(now) {
             return Err(AttestError::TokenExpired);
         }
         Ok(Attested {

@@ -234,7 +234,7 @@ impl Authority {
         self.key_type(kind)?;
         let state = self.inner.replica.latest();
         let slots = self.slots(&state, kind);
-        let now = self.now(&state);
+        let now = self.now();
         let active = schedule::active(&slots, now).cloned();
         let active = active.ok_or(AuthorityError::Refused(Refusal::Initializing))?;
         let prepared = schedule::prepared(&slots, now).cloned();
@@ -264,9 +264,9 @@ impl Authority {
         slots_of(state, self.inner.owner, kind)
     }
 
-    /// The time that decisions on `state` count with.
-    fn now(&self, state: &State) -> SystemTime {
-        self.inner.clock.now().max(state.at())
+    /// The time that decisions count with.
+    fn now(&self) -> SystemTime {
+        self.inner.clock.now()
     }
 
     /// Builds the signing snapshot anew if other authorities are active than it was built for.
@@ -274,7 +274,7 @@ impl Authority {
         let inner = &self.inner;
         let mut built_for = inner.built_for.lock().unwrap_or_else(PoisonError::into_inner);
         let state = inner.replica.latest();
-        let now = self.now(&state);
+        let now = self.now();
         let pick = |kind| {
             let slot = schedule::active(&self.slots(&state, kind), now).cloned()?;
             let signer = inner.keys.signer(&slot.key_id)?;

@@ -189,7 +189,7 @@ impl Authority {
     /// Carries out the one next thing that is due.
     async fn step(&self) -> Result<Progress, AuthorityError> {
         let state = self.inner.replica.current().await.map_err(AuthorityError::State)?;
-        let now = self.now(&state);
+        let now = self.now();
         let mut next: Option<SystemTime> = None;
         let mut wait = |at: SystemTime| next = Some(next.map_or(at, |next| next.min(at)));
         for kind in self.kinds() {
@@ -292,7 +292,7 @@ impl Authority {
         public_key: bytes::Bytes,
     ) -> Result<AuthoritySlot, AuthorityError> {
         let inner = &self.inner;
-        let now = self.now(&inner.replica.latest());
+        let now = self.now();
         let (authority_id, not_after, certificate) = match kind {
             AuthorityKind::X509 => {
                 let key = inner.keys.signer(key_id).ok_or(AuthorityError::KeyMismatch)?;

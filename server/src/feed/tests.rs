@@ -185,13 +185,13 @@ impl World {
         let mut state = State::empty(domain("example.org"), Position::start(HistoryId([1; 16])));
         let info = Change::PutBundleInfo { trust_domain: domain("example.org"), sequence: 1, refresh_hint: None };
         let changes = vec![info, Change::PutAgent(agent(1, 1, 1))];
-        state.apply(now(), &Part::new(changes)).unwrap();
+        state.apply(&Part::new(changes)).unwrap();
         Self { state, revisions: 0, agent: Holder::default(), session: None, sent: None, dirty: false }
     }
 
     fn commit(&mut self, change: Change) {
         let before = self.state.clone();
-        self.state.apply(now(), &Part::new(vec![change.clone()])).unwrap();
+        self.state.apply(&Part::new(vec![change.clone()])).unwrap();
         if agents_concerned_by(&before, &self.state, [&change]).includes(&agent_id(1)) {
             self.dirty = true;
         }

@@ -21,8 +21,6 @@ pub struct Receipt<T> {
     pub value: T,
     /// The position at which it holds.
     pub position: Position,
-    /// The stamp of the history there.
-    pub at: SystemTime,
 }
 
 /// Why a proposal has no receipt.
@@ -79,7 +77,6 @@ pub(super) enum Outcome {
     /// The state it was decided on, its own part included, is committed here.
     Committed {
         position: Position,
-        at: SystemTime,
     },
     Full(StoreError),
     TooLarge,
@@ -140,7 +137,7 @@ where
 
     fn answer(self: Box<Self>, outcome: Outcome) {
         let answer = match (outcome, self.decided) {
-            (Outcome::Committed { position, at }, Some(Ok(value))) => Ok(Receipt { value, position, at }),
+            (Outcome::Committed { position }, Some(Ok(value))) => Ok(Receipt { value, position }),
             (Outcome::Committed { .. }, Some(Err(refusal))) => Err(ProposeError::Refused(refusal)),
             (Outcome::Committed { .. }, None) | (Outcome::Panicked, _) => Err(ProposeError::Panicked),
             (Outcome::Full(error), _) => Err(ProposeError::Full(error)),

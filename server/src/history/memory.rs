@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -19,6 +19,14 @@ pub struct Keep {
     pub groups: u64,
     /// Age, counted from the newest stamp.
     pub age: Duration,
+}
+
+impl Keep {
+    /// Whether a group that was stamped `then` is old once one is stamped `newest`. What was stamped later than the
+    /// newest is old: the clock was wrong, and nothing is kept for ever because of that.
+    pub(super) fn is_old(&self, then: SystemTime, newest: SystemTime) -> bool {
+        newest.duration_since(then).map_or(true, |age| age > self.age)
+    }
 }
 
 impl Default for Keep {
@@ -97,8 +105,7 @@ impl Store for Memory {
         held.log.push_back(Change { position, group: group.clone() });
         let keep = self.inner.keep;
         while held.log.front().is_some_and(|oldest| {
-            position.revision - oldest.position.revision >= keep.groups
-                && group.at().duration_since(oldest.group.at()).is_ok_and(|age| age > keep.age)
+            position.revision - oldest.position.revision >= keep.groups && keep.is_old(oldest.group.at(), group.at())
         }) {
             if let Some(gone) = held.log.pop_front() {
                 held.oldest = gone.position;

@@ -4,7 +4,7 @@
 //! once for each entry, node, join token or bundle that it changes, when it is known how the write ended.
 
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use metrics::{Counter, Histogram};
 
@@ -47,9 +47,8 @@ const NAMES: [&str; 13] = [
 ];
 
 impl Operation {
-    /// What `change` does to `state`; none if nobody counts it.
-    fn of(change: &Change, state: &State) -> Option<Self> {
-        let now = state.at();
+    /// What `change` does to `state` at `now`; none if nobody counts it.
+    fn of(change: &Change, state: &State, now: SystemTime) -> Option<Self> {
         Some(match change {
             Change::PutEntry(entry) if state.entry(&entry.id).is_none() => Self::EntryCreate,
             Change::PutEntry(_) => Self::EntryUpdate,
@@ -80,9 +79,9 @@ impl Operation {
 pub(super) struct Tally([usize; NAMES.len()]);
 
 impl Tally {
-    /// Counts a change that is about to be applied to `state`.
-    pub(super) fn count(&mut self, change: &Change, state: &State) {
-        let operation = Operation::of(change, state).and_then(|operation| self.0.get_mut(operation as usize));
+    /// Counts a change that is about to be applied to `state` at `now`.
+    pub(super) fn count(&mut self, change: &Change, state: &State, now: SystemTime) {
+        let operation = Operation::of(change, state, now).and_then(|operation| self.0.get_mut(operation as usize));
         if let Some(times) = operation {
             *times += 1;
         }

@@ -8,6 +8,8 @@ mod keys;
 mod messages;
 mod reader;
 
+use std::time::SystemTime;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
 use spiffe::id::IdError;
@@ -224,8 +226,8 @@ pub fn writes_of(before: &State, scope: &Scope, change: &Change) -> Vec<Write> {
     writes
 }
 
-/// The committer's own record, written with each group.
-pub fn meta_of(state: &State) -> Write {
-    let message = MetaRecord::of(state.trust_domain(), state.at(), state.next_ordinal());
+/// The committer's own record, written with each group; `at` is for people who look into a store.
+pub fn meta_of(state: &State, at: SystemTime) -> Write {
+    let message = MetaRecord::of(state.trust_domain(), at, state.next_ordinal());
     put(key(&Scope::trust_domain(), Kind::Meta, Bytes::new()), &message)
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
@@ -21,8 +21,6 @@ const FEED_LENGTH: usize = 256;
 pub struct Step {
     /// The position after it.
     pub position: Position,
-    /// Its stamp.
-    pub at: SystemTime,
     /// What it changed, in order.
     pub parts: Vec<SharedPart>,
 }

@@ -1,7 +1,6 @@
 //! One revision to the next.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use spiffe::id::TrustDomain;
 
@@ -33,12 +32,11 @@ pub enum Invalid {
 }
 
 impl State {
-    /// Goes on by one part, stamped `at`; the position stays until [`State::advance`].
+    /// Goes on by one part; the position stays until [`State::advance`].
     ///
     /// # Errors
     /// If a change contradicts the state. The changes before it are applied, so the caller drops this state.
-    pub fn apply(&mut self, at: SystemTime, part: &Part) -> Result<(), Invalid> {
-        self.stamp(at);
+    pub fn apply(&mut self, part: &Part) -> Result<(), Invalid> {
         part.changes.iter().try_for_each(|change| self.apply_change(change))
     }
 
@@ -92,11 +90,6 @@ impl State {
     /// Says that all parts of the group at `position` are applied.
     pub fn advance(&mut self, position: Position) {
         self.position = position;
-    }
-
-    /// Time in the history never goes back.
-    pub(crate) fn stamp(&mut self, at: SystemTime) {
-        self.at = self.at.max(at);
     }
 
     /// The next ordinal is above this one.

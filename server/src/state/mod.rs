@@ -44,7 +44,6 @@ pub struct State {
     trust_domain: TrustDomain,
     server_id: SpiffeId,
     position: Position,
-    at: SystemTime,
     next_ordinal: u64,
     entries: OrdMap<u64, Arc<Entry>>,
     entries_by_id: Index,
@@ -72,7 +71,6 @@ impl State {
             server_id: SpiffeId::server_of(&trust_domain),
             trust_domain,
             position,
-            at: SystemTime::UNIX_EPOCH,
             next_ordinal: 1,
             entries: OrdMap::new(),
             entries_by_id: Index::default(),
@@ -105,11 +103,6 @@ impl State {
     /// Where in the history this is.
     pub fn position(&self) -> &Position {
         &self.position
-    }
-
-    /// The newest stamp of the history; decisions never count with an earlier time.
-    pub fn at(&self) -> SystemTime {
-        self.at
     }
 
     /// The ordinal that the next new record gets. A part that makes several counts on from here.

@@ -136,7 +136,7 @@ impl AgentService {
             Failure::new(Class::Precondition, "error getting node attestor")
                 .because(UnknownAttestor { kind: claim.kind.clone() })
         })?;
-        let now = self.core.now(&self.core.replica.latest());
+        let now = self.core.now();
         let mut node = Node { requests, outlet, address: admission.caller.address };
         let attested = attestor.attest(&claim.payload, &mut node, now).await.map_err(Failure::of_attestation)?;
         let svid = self.record(&claim, attested).await?;
@@ -174,7 +174,7 @@ impl AgentService {
         let issuer =
             self.authority.active().map_err(|error| Failure::unavailable("failed to sign X509 SVID").because(error))?;
         let issued = issuer
-            .agent_x509(&id, csr.public_key(), self.core.now(&state))
+            .agent_x509(&id, csr.public_key(), self.core.now())
             .map_err(|error| Failure::of_issue("failed to sign X509 SVID", error))?;
         let attestation = Attestation {
             id,

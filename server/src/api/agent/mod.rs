@@ -73,7 +73,7 @@ impl AgentService {
         let issuer =
             self.authority.active().map_err(|error| Failure::unavailable("failed to sign X509 SVID").because(error))?;
         let issued = issuer
-            .agent_x509(&id, csr.public_key(), self.core.now(&state))
+            .agent_x509(&id, csr.public_key(), self.core.now())
             .map_err(|error| Failure::of_issue("failed to sign X509 SVID", error))?;
         let (serial, expires_at) = (issued.serial(), issued.not_after());
         let proposed = self.core.committer.propose(Urgency::Normal, move |state, _| {

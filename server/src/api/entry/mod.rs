@@ -45,7 +45,7 @@ impl EntryService {
         let agent: &SpiffeId =
             admission.caller.id().ok_or_else(|| Failure::internal("caller ID missing from request context"))?;
         let state = self.core.current("failed to fetch entries").await?;
-        Ok(authorized::authorized(&state, agent, self.core.now(&state)))
+        Ok(authorized::authorized(&state, agent, self.core.now()))
     }
 
     /// Proposes what could be made of each item, all at once; the verdicts are in order, failures of others included.
@@ -151,7 +151,7 @@ impl proto::entry_server::Entry for EntryService {
         let count = if filter == listing::Filter::default() {
             state.entry_count()
         } else {
-            listing::count(&state, &filter, self.core.now(&state))
+            listing::count(&state, &filter, self.core.now())
         };
         self.core.audit.record(&admission, Outcome::Success, Fields::default);
         Ok(Response::new(proto::CountEntriesResponse { count: i32::try_from(count).unwrap_or(i32::MAX) }))
@@ -172,7 +172,7 @@ impl proto::entry_server::Entry for EntryService {
             None => Paging::Everything,
         };
         let state = self.core.current(operation).await?;
-        let page = listing::entries(&state, &filter, paging, self.core.now(&state));
+        let page = listing::entries(&state, &filter, paging, self.core.now());
         self.core.audit.record(&admission, Outcome::Success, Fields::default);
         Ok(Response::new(proto::ListEntriesResponse {
             entries: page.entries.iter().map(|entry| wire::entry(entry, request.output_mask.as_ref())).collect(),
@@ -187,8 +187,8 @@ impl proto::entry_server::Entry for EntryService {
             return Err(Failure::invalid("missing ID").into());
         }
         let state = self.core.current("failed to fetch entry").await?;
-        let entry = entry::present(&state, &request.id, self.core.now(&state))
-            .map_err(|_| Failure::absent("entry not found"))?;
+        let entry =
+            entry::present(&state, &request.id, self.core.now()).map_err(|_| Failure::absent("entry not found"))?;
         self.core.audit.record(&admission, Outcome::Success, || about(entry));
         Ok(Response::new(wire::entry(entry, request.output_mask.as_ref())))
     }

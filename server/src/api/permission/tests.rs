@@ -83,10 +83,10 @@ fn state() -> State {
     ];
     for change in changes {
         let change = change(&state);
-        state.apply(now(), &Part::new(vec![change])).unwrap();
+        state.apply(&Part::new(vec![change])).unwrap();
     }
     let change = agent(&state, "active", active());
-    state.apply(now(), &Part::new(vec![change])).unwrap();
+    state.apply(&Part::new(vec![change])).unwrap();
     state
 }
 

@@ -58,7 +58,7 @@ impl SvidService {
             ttl: wire::lifetime(request.ttl),
             subject: Some(csr.subject.clone()),
         };
-        let now = self.core.now(&self.core.replica.latest());
+        let now = self.core.now();
         let issued = self
             .issuer(operation)?
             .workload_x509(&profile, csr.public_key(), now)
@@ -87,7 +87,7 @@ impl SvidService {
         let operation = "failed to sign JWT-SVID";
         let ttl = wire::lifetime(request.ttl);
         let profile = JwtProfile { id, audience: request.audience, ttl, token_id: None };
-        let now = self.core.now(&self.core.replica.latest());
+        let now = self.core.now();
         let issued = self.issuer(operation)?.jwt(&profile, now).map_err(|error| Failure::of_issue(operation, error))?;
         let receipt = self.core.audit.jwt(admission, &issued, || Fields {
             audience: Some(profile.audience.join(",")),

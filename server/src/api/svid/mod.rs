@@ -65,14 +65,14 @@ impl SvidService {
         let look =
             |state: &State, now| -> Vec<Option<Arc<Entry>>> { authorized::named(state, agent, ids.clone(), now) };
         let state = self.core.replica.latest();
-        let now = self.core.now(&state);
+        let now = self.core.now();
         let found = look(&state, now);
         if found.iter().all(Option::is_some) {
             return Ok((found, now));
         }
         // What this replica does not have may have been made elsewhere a moment ago.
         let state = self.core.current("failed to fetch registration entries").await?;
-        let now = self.core.now(&state);
+        let now = self.core.now();
         Ok((look(&state, now), now))
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use futures_util::StreamExt;
 use runtime::backoff::Backoff;
@@ -49,6 +50,8 @@ impl Done {
 /// Proposals decided on one state, and what they come to.
 struct Round {
     state: State,
+    /// What is decided by, and the stamp.
+    now: SystemTime,
     writes: Vec<Vec<Write>>,
     parts: Vec<SharedPart>,
     taken: Vec<Box<dyn Proposal>>,
@@ -77,7 +80,7 @@ impl Core {
             if round.parts.is_empty() {
                 // Refusals rest on what is absent, which is only sure at the head.
                 if self.reach == Reach::OneProcess || round.taken.is_empty() || self.is_current().await {
-                    let outcome = Outcome::Committed { position: *self.state.position(), at: self.state.at() };
+                    let outcome = Outcome::Committed { position: *self.state.position() };
                     round.taken.into_iter().for_each(|proposal| proposal.answer(outcome.clone()));
                 } else {
                     self.catch_up().await;
@@ -87,9 +90,9 @@ impl Core {
             }
             let mut writes = round.writes;
             if let Some(last) = writes.last_mut() {
-                last.push(record::meta_of(&round.state));
+                last.push(record::meta_of(&round.state, round.now));
             }
-            let group = Group::new(self.entropy.bytes(), round.state.at(), round.urgency, writes);
+            let group = Group::new(self.entropy.bytes(), round.now, round.urgency, writes);
             let done = self.append(&group, queue, shutdown).await;
             if let Some(ended) = done.ended() {
                 self.meters.record(&round.tally, ended, began.elapsed());
@@ -97,7 +100,7 @@ impl Core {
             match done {
                 Done::Committed(position) => {
                     self.publish(round.state, position, round.parts);
-                    let outcome = Outcome::Committed { position, at: group.at() };
+                    let outcome = Outcome::Committed { position };
                     round.taken.into_iter().for_each(|proposal| proposal.answer(outcome.clone()));
                 }
                 Done::Moved => {
@@ -143,9 +146,11 @@ impl Core {
     /// Decides proposals in turn, each on the state that the ones before it left, until a group is full.
     fn decide(&mut self, waiting: &mut VecDeque<Box<dyn Proposal>>, full: Option<&StoreError>) -> Round {
         let base = State::clone(&self.state);
-        let now = self.clock.now().max(base.at());
+        // The stamp of the group. It may be earlier than the one before: nothing decides by it afterwards.
+        let now = self.clock.now();
         let mut round = Round {
             state: base,
+            now,
             writes: Vec::new(),
             parts: Vec::new(),
             taken: Vec::new(),
@@ -153,7 +158,6 @@ impl Core {
             urgency: Urgency::Shrinking,
             bytes: GROUP_OVERHEAD,
         };
-        round.state.stamp(now);
         while let Some(mut proposal) = waiting.pop_front() {
             if proposal.is_abandoned() {
                 continue;
@@ -190,7 +194,7 @@ impl Core {
         let mut writes = Vec::with_capacity(part.changes.len() + 1);
         let mut tally = Tally::default();
         let applied = part.changes.iter().try_for_each(|change| {
-            tally.count(change, &round.state);
+            tally.count(change, &round.state, round.now);
             writes.extend(record::writes_of(&round.state, &part.scope, change));
             round.state.apply_change(change).map_err(Outcome::Invalid)
         });
@@ -201,12 +205,10 @@ impl Core {
         let verdict = applied.and(if too_large { Err(Outcome::TooLarge) } else { Ok(()) });
         if verdict.is_err() || round.bytes + bytes > MAX_GROUP_BYTES {
             // The part is partly or wholly in the state: go back to what was taken.
-            let now = round.state.at();
             round.state = State::clone(&self.state);
-            round.state.stamp(now);
             for taken in &round.parts {
                 // Each of them was applied to the same state before.
-                round.state.apply(now, taken).map_err(Outcome::Invalid)?;
+                round.state.apply(taken).map_err(Outcome::Invalid)?;
             }
             return verdict.map(|()| false);
         }
@@ -263,7 +265,7 @@ impl Core {
 
     pub(super) fn publish(&mut self, mut state: State, position: Position, parts: Vec<SharedPart>) {
         state.advance(position);
-        let step = Step { position, at: state.at(), parts };
+        let step = Step { position, parts };
         self.state = Arc::new(state);
         self.board.publish(Arc::clone(&self.state), Feed::Step(Arc::new(step)));
     }

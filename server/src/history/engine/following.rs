@@ -99,7 +99,6 @@ impl Core {
 
     fn applied(&mut self, change: &Change) -> Result<(State, Vec<SharedPart>), StoreError> {
         let mut state = State::clone(&self.state);
-        state.stamp(change.group.at());
         let mut parts = Vec::new();
         for writes in change.group.parts() {
             let mut changes = Vec::new();

@@ -78,7 +78,6 @@ fn bundle(sequence: u64) -> Change {
 #[test]
 fn a_change_is_counted_by_what_it_does_to_what_is_there() {
     let mut state = State::empty(own(), Position::start(HistoryId([1; 16])));
-    state.stamp(at(NOW));
     let authority = X509Authority { der: vec![1].into(), tainted: false };
     let key = JwtAuthority { key_id: "k".into(), public_key: vec![1].into(), expires_at: None, tainted: false };
     let steps = [
@@ -105,7 +104,7 @@ fn a_change_is_counted_by_what_it_does_to_what_is_there() {
         (Change::RemoveBundle(own()), None),
     ];
     for (change, expected) in steps {
-        let name = Operation::of(&change, &state).and_then(|operation| NAMES.get(operation as usize).copied());
+        let name = Operation::of(&change, &state, at(NOW)).and_then(|operation| NAMES.get(operation as usize).copied());
         assert_eq!(name, expected, "{change:?}");
         state.apply_change(&change).unwrap();
     }

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use spiffe::bundle::{JwtAuthority, X509Authority};
 use spiffe::id::{SpiffeId, TrustDomain};
@@ -35,8 +34,6 @@ const MAX_SHARED: usize = 4096;
 pub struct Meta {
     /// Whose history it is.
     pub trust_domain: TrustDomain,
-    /// The newest stamp.
-    pub at: SystemTime,
     /// The next ordinal.
     pub next_ordinal: u64,
 }
@@ -56,7 +53,6 @@ impl Reader {
         match record.key.kind {
             Kind::Meta => {
                 let meta = self.meta(record)?;
-                state.stamp(meta.at);
                 if let Some(last) = meta.next_ordinal.checked_sub(1) {
                     state.count_past(last);
                 }
@@ -151,11 +147,7 @@ impl Reader {
 
     fn meta(&self, record: &Record) -> Result<Meta, RecordError> {
         let message = unseal::<MetaRecord>(record)?;
-        Ok(Meta {
-            trust_domain: TrustDomain::parse(&message.trust_domain)?,
-            at: messages::time(message.at.as_ref())?,
-            next_ordinal: message.next_ordinal,
-        })
+        Ok(Meta { trust_domain: TrustDomain::parse(&message.trust_domain)?, next_ordinal: message.next_ordinal })
     }
 
     fn entry(&mut self, record: &Record) -> Result<Entry, RecordError> {

@@ -307,8 +307,9 @@ impl Engine {
             let mut last = row;
             if row == 0 {
                 let (head, _) = LogHead::read(&value)?;
-                let old = newest.at().duration_since(head.at).is_ok_and(|age| age > self.keep.age);
-                if !old || self.at.revision.saturating_sub(revision) < self.keep.groups {
+                if !self.keep.is_old(head.at, newest.at())
+                    || self.at.revision.saturating_sub(revision) < self.keep.groups
+                {
                     return Ok(());
                 }
                 last = u16::try_from(head.rows()).map_err(|_| RecordError::Checksum)?.saturating_sub(1);

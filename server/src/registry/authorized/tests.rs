@@ -67,7 +67,7 @@ fn with(entries: Vec<Entry>, agents: Vec<Agent>) -> State {
     let mut state = start();
     let entries = entries.into_iter().map(|entry| Change::PutEntry(Arc::new(entry)));
     let agents = agents.into_iter().map(|agent| Change::PutAgent(Arc::new(agent)));
-    state.apply(at(0), &Part::new(entries.chain(agents).collect())).unwrap();
+    state.apply(&Part::new(entries.chain(agents).collect())).unwrap();
     state
 }
 
@@ -242,7 +242,7 @@ proptest! {
         let mut pending = Vec::new();
         for (number, op) in ops.iter().enumerate() {
             let change = change(&state, op);
-            state.apply(at(50), &Part::new(vec![change.clone()])).unwrap();
+            state.apply(&Part::new(vec![change.clone()])).unwrap();
             pending.push(change);
             for agent in &agents {
                 let wanted = naive(&state, agent, at(50));

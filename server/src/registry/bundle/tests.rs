@@ -19,7 +19,7 @@ fn run(mut state: State, mut decide: impl FnMut(&State) -> Step) -> (State, usiz
     for steps in 1.. {
         let step = decide(&state);
         assert!(step.part.changes.len() <= 100);
-        state.apply(SystemTime::UNIX_EPOCH, &step.part).unwrap();
+        state.apply(&step.part).unwrap();
         if step.last {
             return (state, steps);
         }
@@ -78,7 +78,7 @@ fn federating(state: &mut State, count: u64) {
             disable_x509_svid_prefetch: false,
             jwt_svid_include_jti: false,
         };
-        state.apply(SystemTime::UNIX_EPOCH, &Part::new(vec![Change::PutEntry(Arc::new(entry))])).unwrap();
+        state.apply(&Part::new(vec![Change::PutEntry(Arc::new(entry))])).unwrap();
     }
 }
 

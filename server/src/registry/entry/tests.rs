@@ -40,7 +40,7 @@ fn new(id: &str, draft: Draft) -> NewEntry {
 
 fn made(state: &mut State, id: &str, draft: Draft) -> Arc<Entry> {
     let (part, entry) = create(state, &new(id, draft), now()).unwrap();
-    state.apply(now(), &part).unwrap();
+    state.apply(&part).unwrap();
     entry
 }
 
@@ -201,7 +201,7 @@ fn an_id_is_taken_until_its_entry_ends() {
     assert_eq!(create(&state, &other, at(1999)), Err(Refusal::IdTaken));
     let (part, entry) = create(&state, &other, at(2000)).unwrap();
     assert_eq!(part.changes, vec![Change::RemoveEntry("one".into()), Change::PutEntry(Arc::clone(&entry))]);
-    state.apply(at(2000), &part).unwrap();
+    state.apply(&part).unwrap();
     assert_eq!(state.entries().collect::<Vec<_>>(), vec![&entry]);
 }
 
@@ -214,7 +214,7 @@ fn federation_needs_a_bundle() {
     assert_eq!(refusal, Refusal::NoBundle(other.clone()));
     assert_eq!(refusal.to_string(), "unable to find federated bundle \"spiffe://other.org\"");
     let bundle = Change::PutBundleInfo { trust_domain: other.clone(), sequence: 1, refresh_hint: None };
-    state.apply(now(), &Part::new(vec![bundle])).unwrap();
+    state.apply(&Part::new(vec![bundle])).unwrap();
     assert_eq!(made(&mut state, "one", federated).federates_with, vec![other.clone()]);
     let missing = TrustDomain::parse("missing.org").unwrap();
     let more = Draft { federates_with: Some(vec![other, missing.clone()]), ..Draft::default() };
@@ -229,7 +229,7 @@ fn an_update_changes_what_is_given_and_always_the_revision() {
     let nothing = Draft::default().check(&own()).unwrap();
     let (part, after) = update(&state, "one", &nothing, now()).unwrap();
     assert_eq!(*after, Entry { revision: 1, ..Entry::clone(&before) });
-    state.apply(now(), &part).unwrap();
+    state.apply(&part).unwrap();
     let some = Draft {
         hint: Some(String::new()),
         x509_svid_ttl: Some(0),
@@ -281,7 +281,7 @@ fn what_is_not_there_or_has_ended_is_not_found() {
         assert_eq!(remove(&state, id, now), Err(Refusal::NotFound));
     }
     let part = remove(&state, "one", now()).unwrap();
-    state.apply(now(), &part).unwrap();
+    state.apply(&part).unwrap();
     assert_eq!(state.entry_count(), 0);
 }
 

@@ -61,7 +61,7 @@ fn agent(number: u64, kind: &str, ends: u64, can_reattest: bool, banned: bool) -
 
 fn with(changes: Vec<Change>) -> State {
     let mut state = State::empty(own(), Position::start(HistoryId([1; 16])));
-    state.apply(at(0), &Part::new(changes)).unwrap();
+    state.apply(&Part::new(changes)).unwrap();
     state
 }
 
@@ -131,7 +131,7 @@ fn much_is_removed_in_several_parts() {
             break;
         }
         sizes.push(part.changes.len());
-        state.apply(at(100), &part).unwrap();
+        state.apply(&part).unwrap();
     }
     assert_eq!(sizes, vec![90, 90, 70]);
     assert_eq!(state.entry_count(), 0);

@@ -51,9 +51,7 @@ fn entry(ordinal: u64) -> Entry {
 
 fn with(entries: Vec<Entry>) -> State {
     let mut state = State::empty(own(), Position::start(HistoryId([1; 16])));
-    state
-        .apply(at(0), &Part::new(entries.into_iter().map(|entry| Change::PutEntry(Arc::new(entry))).collect()))
-        .unwrap();
+    state.apply(&Part::new(entries.into_iter().map(|entry| Change::PutEntry(Arc::new(entry))).collect())).unwrap();
     state
 }
 
