@@ -4,6 +4,7 @@
 //! (SPIFFE-ID, section 3; SPIFFE_Trust_Domain_and_Bundle, section 4.3).
 
 mod jwt;
+mod node;
 mod x509;
 
 use std::time::Duration;
@@ -12,6 +13,7 @@ use crate::jwt::JwtError;
 use crate::x509::X509Error;
 
 pub use jwt::jwt_svid;
+pub use node::{Fault, NodePathError, node_path};
 pub use x509::{VerifiedChain, VerifiedPath, x509_chain, x509_path};
 
 /// How far clocks may be apart when tokens are checked, as in SPIRE.

@@ -127,7 +127,7 @@ pub struct Certificate {
     pub subject_key_id: Option<Bytes>,
     /// Authority key identifier, if there is one.
     pub authority_key_id: Option<Bytes>,
-    /// First moment of validity.
+    /// First moment of validity; 1970 if it lies before.
     pub not_before: SystemTime,
     /// Last moment of validity.
     pub not_after: SystemTime,
@@ -161,19 +161,28 @@ impl Certificate {
     /// Reads one DER certificate with nothing after it. Of the profile only what no certificate
     /// may break is checked: version 3, few extensions and none twice, a readable serial number.
     pub fn parse(der: impl Into<Bytes>) -> Result<Self, X509Error> {
-        let der: Bytes = der.into();
+        Self::parse_version(der.into(), Some(X509Version::V3))
+    }
+
+    /// As [`Certificate::parse`], but certificates of version 1 and 2, such as old roots, are read as well.
+    pub(crate) fn parse_any_version(der: Bytes) -> Result<Self, X509Error> {
+        Self::parse_version(der, None)
+    }
+
+    fn parse_version(der: Bytes, version: Option<X509Version>) -> Result<Self, X509Error> {
         let (rest, parsed) = X509Certificate::from_der(&der).map_err(|_| X509Error::Malformed)?;
         if !rest.is_empty() {
             return Err(X509Error::TrailingData);
         }
-        if parsed.version() != X509Version::V3 {
+        if version.is_some_and(|version| parsed.version() != version) {
             return Err(X509Error::Version);
         }
         let mut certificate = Self {
             serial: Serial::from_der_integer(parsed.raw_serial()).map_err(X509Error::Serial)?,
             subject_key_id: None,
             authority_key_id: None,
-            not_before: time_of(parsed.validity().not_before),
+            // Go writes its zero time, the year 1, where nobody set a date.
+            not_before: time_of(parsed.validity().not_before).max(UNIX_EPOCH),
             not_after: time_of(parsed.validity().not_after),
             issuer: der.slice_ref(parsed.issuer().as_raw()),
             subject: der.slice_ref(parsed.subject().as_raw()),

@@ -49,10 +49,15 @@ fn unreadable_extensions_are_refused() {
 }
 
 #[test]
-fn times_before_1970_are_read() {
+fn a_begin_before_1970_counts_as_1970_and_an_end_before_1970_is_over() {
     let key = new_key();
     let mut template = Template::leaf("spiffe://example.org/a", &key);
     template.not_before = crate::der::wrap(0x17, b"600101000000Z");
     let certificate = Certificate::parse(template.signed("root", &key)).unwrap();
-    assert_eq!(certificate.not_before, at(-315_619_200));
+    assert_eq!(certificate.not_before, at(0));
+    assert!(certificate.is_valid_at(now()));
+    template.not_after = crate::der::wrap(0x17, b"600101000000Z");
+    let certificate = Certificate::parse(template.signed("root", &key)).unwrap();
+    assert_eq!((certificate.not_before, certificate.not_after), (at(0), at(-315_619_200)));
+    assert!(!certificate.is_valid_at(now()));
 }

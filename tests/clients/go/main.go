@@ -37,6 +37,9 @@ func main() {
 }
 
 func run(arguments []string) error {
+	if len(arguments) == 1 && arguments[0] == "paths" {
+		return paths(os.Stdin)
+	}
 	client, err := workloadapi.New(context.Background())
 	if err != nil {
 		return err
@@ -48,7 +51,7 @@ func run(arguments []string) error {
 	case len(arguments) == 1 && arguments[0] == "watch":
 		return watch(client)
 	default:
-		return fmt.Errorf("usage: once AUDIENCE | watch")
+		return fmt.Errorf("usage: once AUDIENCE | watch | paths < CASES")
 	}
 }
 

@@ -65,7 +65,7 @@ impl Node {
         let chain: Vec<Bytes> = payload.certificates.iter().map(|der| Bytes::copy_from_slice(der)).collect();
         let mut parsed = Vec::with_capacity(chain.len());
         for der in &chain {
-            let certificate = Certificate::parse(der.clone()).map_err(PopError::Certificate)?;
+            let certificate = Certificate::parse_any_version(der.clone()).map_err(PopError::Certificate)?;
             if let Ok(KeyKind::Rsa { bits }) = certificate.public_key.as_ref().map(PublicKey::kind)
                 && bits > policy.max_rsa_key_size
             {
@@ -76,7 +76,7 @@ impl Node {
         let leaf = parsed.into_iter().next().ok_or(PopError::NoCertificate)?;
         let key = leaf.public_key.clone().map_err(PopError::Key)?;
         key.check_strength().map_err(PopError::Key)?;
-        let path = verify::x509_path(&chain, roots, now).map_err(PopError::Chain)?;
+        let path = verify::node_path(&chain, roots, now).map_err(PopError::Chain)?;
         if !leaf.key_usage.is_some_and(|usage| usage.digital_signature()) {
             return Err(PopError::NoDigitalSignature);
         }

@@ -10,7 +10,7 @@ mod prove;
 use serde::{Deserialize, Serialize};
 
 use crate::id::IdError;
-use crate::verify::VerifyError;
+use crate::verify::NodePathError;
 use crate::x509::{KeyError, SignatureError, X509Error};
 
 use super::path_template::TemplateError;
@@ -51,7 +51,7 @@ pub enum PopError {
     Key(#[source] KeyError),
     /// The chain does not lead to a configured authority.
     #[error("certificate verification failed")]
-    Chain(#[source] VerifyError),
+    Chain(#[source] NodePathError),
     /// The leaf's key is not meant for signatures.
     #[error("certificate is not meant for digital signatures")]
     NoDigitalSignature,
