@@ -9,6 +9,9 @@ use tokio::time::Instant;
 /// How long a sleep trusts the clock before it reads it again: a suspended machine or a stepped clock costs at most this.
 const REREAD: Duration = Duration::from_secs(5);
 
+/// How often [`Clock::stepped`] looks, and by how much the clock must have been set.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// A source of wall-clock time. Cheap to clone; clones show the same time.
 #[derive(Clone, Debug)]
 pub struct Clock {
@@ -63,6 +66,26 @@ impl Clock {
                 nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default()
             }
             Source::Derived { origin, .. } => Instant::now().saturating_duration_since(*origin),
+        }
+    }
+
+    /// How far the wall clock is ahead of the boot clock, in nanoseconds: it changes only when the wall clock is set or
+    /// steered.
+    pub fn ahead(&self) -> i128 {
+        let boot = self.boot();
+        let wall = match self.now().duration_since(SystemTime::UNIX_EPOCH) {
+            Ok(after) => after.as_nanos() as i128,
+            Err(before) => -(before.duration().as_nanos() as i128),
+        };
+        wall - boot.as_nanos() as i128
+    }
+
+    /// Waits until the wall clock has moved by more than a second against the boot clock since [`Clock::ahead`] gave
+    /// `ahead`. Whoever sleeps until a time looks again then: what is due by the new time may be past already, and what
+    /// was valid may not have begun.
+    pub async fn stepped(&self, ahead: i128) {
+        while self.ahead().abs_diff(ahead) <= LOOK.as_nanos() {
+            tokio::time::sleep(LOOK).await;
         }
     }
 

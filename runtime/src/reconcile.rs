@@ -52,7 +52,8 @@ const RETRY_CAP: Duration = Duration::from_secs(30);
 
 /// Runs `step` at once, then whenever it asked to be woken or `nudge` was given, until `shutdown`.
 ///
-/// A step returns when it wants to be woken (`None`: by nudges only). After an error, which is logged under `name`, it
+/// A step returns when it wants to be woken (`None`: by nudges only). When the clock is set it is woken as well, within
+/// a second: a time that lay ahead may be past, and what was valid may not have begun. After an error, which is logged under `name`, it
 /// is tried again with back-off of 1 to 30 s, whatever the clock is set to, or sooner by a nudge. A step under way is never cut off by shutdown.
 pub async fn run<F, E>(
     name: &'static str,
@@ -67,6 +68,8 @@ pub async fn run<F, E>(
 {
     let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
     while !shutdown.is_requested() {
+        // Before the step reads the clock.
+        let ahead = clock.ahead();
         let wake = match step().await {
             Ok(at) => {
                 backoff.reset();
@@ -89,6 +92,7 @@ pub async fn run<F, E>(
         };
         tokio::select! {
             () = woken => {}
+            () = clock.stepped(ahead) => {}
             () = shutdown.requested() => return,
         }
     }
@@ -135,6 +139,27 @@ mod tests {
         assert_eq!(seen.len(), 3);
         assert_eq!(seen[1], 100);
         assert!((100..=101).contains(&seen[2]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_is_set_wakes_a_step_that_waits_for_nothing() {
+        let clock = Clock::paused(SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000));
+        let (trigger, shutdown) = Shutdown::new();
+        let before = tokio::time::Instant::now();
+        let mut runs = 0;
+        let stepped = clock.clone();
+        run("test", Nudge::new(), clock, Entropy::seeded(1), shutdown, move || {
+            runs += 1;
+            // While the step is under way: nothing is missed between its look at the clock and its wait.
+            match runs {
+                1 => stepped.step_back(Duration::from_secs(86_400)),
+                2 => stepped.step_forward(Duration::from_secs(86_400)),
+                _ => trigger.request(),
+            }
+            async { Ok::<_, std::io::Error>(None) }
+        })
+        .await;
+        assert!(before.elapsed() <= Duration::from_secs(2), "{:?}", before.elapsed());
     }
 
     #[tokio::test(start_paused = true)]

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::sync::watch;
 
@@ -19,6 +19,9 @@ pub const TOLERANCE: Duration = Duration::from_secs(10);
 pub const AGREEMENT: Duration = Duration::from_secs(600);
 /// How often both clocks are read.
 const EVERY: Duration = Duration::from_secs(1);
+
+/// The metadata of an answer to a health check in which a program tells how its clocks do ([`Steady::told`]).
+pub const TOLD: &str = "signet-clock";
 
 /// Tells whether the wall clock has agreed with the boot clock for ten minutes. Clones share what they have seen.
 #[derive(Clone, Debug)]
@@ -84,19 +87,11 @@ impl Seen {
     }
 }
 
-fn ahead(wall: SystemTime, boot: Duration) -> i128 {
-    let wall = match wall.duration_since(SystemTime::UNIX_EPOCH) {
-        Ok(after) => after.as_nanos() as i128,
-        Err(before) => -(before.duration().as_nanos() as i128),
-    };
-    wall - boot.as_nanos() as i128
-}
-
 impl Steady {
     /// Begins to watch `clock`: ten minutes from now it may be steady.
     pub fn new(clock: Clock) -> Self {
         let boot = clock.boot();
-        let seen = Seen::new(boot, ahead(clock.now(), boot));
+        let seen = Seen::new(boot, clock.ahead());
         Self { inner: Arc::new(Inner { clock, seen: Mutex::new(seen), steps: watch::Sender::new(0) }) }
     }
 
@@ -114,6 +109,11 @@ impl Steady {
     pub fn last_step(&self) -> Option<(Step, Duration)> {
         let (_, step, boot) = self.look();
         step.map(|step| (step, boot.saturating_sub(step.noticed)))
+    }
+
+    /// What there is to say of the clocks, in one line of ASCII without an end.
+    pub fn told(&self) -> String {
+        told(self.left(), self.last_step())
     }
 
     /// Counts the steps of the wall clock that were noticed. Whoever has told others something that depends on the time
@@ -140,7 +140,7 @@ impl Steady {
         let (left, last_step, boot, step, told) = {
             let mut seen = self.inner.seen.lock().unwrap_or_else(PoisonError::into_inner);
             let boot = self.inner.clock.boot();
-            let step = seen.observe(boot, ahead(self.inner.clock.now(), boot));
+            let step = seen.observe(boot, self.inner.clock.ahead());
             let left = seen.left(boot);
             let told = std::mem::replace(&mut seen.told, left.is_zero());
             (left, seen.last_step, boot, step, told)
@@ -161,6 +161,26 @@ impl Steady {
     }
 }
 
+/// What is to be said of the clock, in one line of ASCII.
+fn told(left: Duration, last_step: Option<(Step, Duration)>) -> String {
+    let step = last_step.map(|(step, ago)| {
+        let seconds = seconds(step);
+        let direction = if seconds < 0 { "back" } else { "forward" };
+        format!("it was set {direction} by {} s, {} s ago", seconds.unsigned_abs(), ago.as_secs())
+    });
+    match (left.is_zero(), step) {
+        (true, None) => "the wall clock and the boot clock agree".to_owned(),
+        (true, Some(step)) => format!("the wall clock and the boot clock agree again; {step}"),
+        (false, None) => {
+            format!("the server started less than ten minutes ago; nothing is deleted by time for {} s", left.as_secs())
+        }
+        (false, Some(step)) => format!(
+            "the wall clock and the boot clock disagreed: {step}; nothing is deleted by time for {} s",
+            left.as_secs()
+        ),
+    }
+}
+
 /// A step in whole seconds, rounded towards zero: for people.
 pub fn seconds(step: Step) -> i64 {
     i64::try_from(step.nanoseconds / 1_000_000_000).unwrap_or(i64::MAX)
@@ -168,6 +188,8 @@ pub fn seconds(step: Step) -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use super::*;
 
     const DAY: Duration = Duration::from_secs(86_400);
@@ -282,5 +304,25 @@ mod tests {
             assert!(before.elapsed() <= 2 * EVERY, "{:?}", before.elapsed());
             trigger.request();
         });
+    }
+
+    #[test]
+    fn what_is_said_of_the_clock() {
+        let seconds = Duration::from_secs;
+        let step = |days: i128| Step { nanoseconds: days * 86_400_000_000_000, noticed: seconds(7) };
+        assert_eq!(told(seconds(0), None), "the wall clock and the boot clock agree");
+        assert_eq!(
+            told(seconds(0), Some((step(-1), seconds(700)))),
+            "the wall clock and the boot clock agree again; it was set back by 86400 s, 700 s ago"
+        );
+        assert_eq!(
+            told(seconds(540), None),
+            "the server started less than ten minutes ago; nothing is deleted by time for 540 s"
+        );
+        assert_eq!(
+            told(seconds(540), Some((step(1), seconds(60)))),
+            "the wall clock and the boot clock disagreed: it was set forward by 86400 s, 60 s ago; nothing is deleted by \
+             time for 540 s"
+        );
     }
 }

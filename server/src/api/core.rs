@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use runtime::clock::Clock;
 use runtime::entropy::Entropy;
+use runtime::steady::Steady;
 use spiffe::id::{SpiffeId, TrustDomain};
 use spiffe_proto::types::permission_denied_details::Reason;
 
@@ -31,6 +32,8 @@ pub struct Core {
     pub committer: Committer,
     /// Time.
     pub clock: Clock,
+    /// Whether that can be trusted to delete by.
+    pub steady: Steady,
     /// Randomness.
     pub entropy: Entropy,
     /// Administrators by configuration, of our own trust domain or of others.

@@ -16,6 +16,7 @@ use super::admission::Admission;
 use super::core::Core;
 use super::status::Failure;
 use super::wire;
+use crate::registry::list as listing;
 
 /// How long an answer is given again.
 const FRESH: Duration = Duration::from_secs(5);
@@ -60,7 +61,7 @@ impl DebugService {
             uptime: count(usize::try_from(now.duration_since(self.started).as_secs()).unwrap_or(usize::MAX)),
             agents_count: count(state.agent_count()),
             federated_bundles_count: count(state.bundles().count()),
-            entries_count: count(state.entry_count()),
+            entries_count: count(listing::present(&state, self.core.now())),
         };
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some((now, info.clone()));
         Ok(info)

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use runtime::steady::TOLD;
 use spiffe_proto::health as proto;
 use spiffe_proto::health::health_check_response::ServingStatus;
 use tonic::{Request, Response, Status};
@@ -48,7 +49,11 @@ impl proto::health_server::Health for HealthService {
                 ServingStatus::NotServing
             }
         };
-        Ok(Response::new(proto::HealthCheckResponse { status: status as i32 }))
+        let mut response = Response::new(proto::HealthCheckResponse { status: status as i32 });
+        if let Ok(told) = self.core.steady.told().parse() {
+            response.metadata_mut().insert(TOLD, told);
+        }
+        Ok(response)
     }
 
     async fn list(

@@ -1,4 +1,7 @@
-//! Removes what has ended: entries and join tokens at once, records of agents as configured.
+//! Removes what has ended: entries and join tokens, and records of agents as configured.
+//!
+//! What has ended is absent to everybody at its second. Its record goes once the clocks are steady: a clock that was
+//! ahead for a while has removed nothing.
 
 use std::sync::Arc;
 
@@ -10,6 +13,7 @@ use crate::api::core::Core;
 use crate::config::checked::PruneAttestedNodes;
 use crate::history::{ProposeError, Urgency};
 use crate::registry::expire::{self, Agents};
+use crate::state::model::Part;
 
 /// Nothing refuses to be removed.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
@@ -39,8 +43,15 @@ pub(super) async fn run(core: Arc<Core>, agents: Option<PruneAttestedNodes>, ent
         }
     };
     let step = || async {
+        let left = core.steady.left();
+        if !left.is_zero() {
+            let due = expire::next_removal(&core.replica.latest(), agents);
+            return Ok(due.map(|due| due.max(core.clock.now() + left)));
+        }
+        let steady = core.steady.clone();
         let proposed = core.committer.propose(Urgency::Shrinking, move |state, now| {
-            let part = expire::prune(state, agents, now);
+            // Read after `now` was: a step between the two is seen.
+            let part = if steady.is_steady() { expire::prune(state, agents, now) } else { Part::unchanged() };
             let left = part.changes.len();
             Ok::<_, Never>((part, left))
         });

@@ -14,6 +14,7 @@ use std::time::Duration;
 use runtime::clock::Clock;
 use runtime::entropy::Entropy;
 use runtime::shutdown::{Shutdown, Tasks, Trigger};
+use runtime::steady::Steady;
 use runtime::telemetry::health::Health;
 use runtime::telemetry::level::LogLevel;
 use runtime::telemetry::{self, http, log, metrics};
@@ -213,6 +214,7 @@ impl Server {
     /// [`StartError`]; nothing is left running then.
     pub async fn build(config: Config, level: LogLevel, clock: Clock, entropy: Entropy) -> Result<Self, StartError> {
         let listeners = Listeners::bind(&config).await?;
+        let steady = Steady::new(clock.clone());
         std::fs::create_dir_all(&config.data_dir)
             .map_err(|source| StartError::DataDirectory { path: config.data_dir.clone(), source })?;
         tracing::info!(
@@ -252,6 +254,7 @@ impl Server {
             replica: opened.replica.clone(),
             committer: opened.committer,
             clock: clock.clone(),
+            steady: steady.clone(),
             entropy: entropy.clone(),
             admin_ids: config.admin_ids.iter().cloned().collect(),
             limits: Limits::new(config.ratelimit.attestation, config.ratelimit.signing),
@@ -340,6 +343,7 @@ impl Server {
             recorded.keep_small(&self.tasks, stopping.clone());
             self.tasks.spawn("gauges", observe::gauges(self.replica.clone(), self.feed.clone(), stopping.clone()));
         }
+        self.tasks.spawn_critical("clock", self.services.core.steady.clone().run(stopping.clone()));
         self.tasks.spawn_critical("authority", self.authority.clone().run(stopping.clone()));
         self.tasks.spawn_critical("feed", self.feed.clone().run(stopping.clone()));
         let expiry = expiry::run(

@@ -89,12 +89,13 @@ async fn a_server_serves_both_listeners_and_drains_when_it_is_asked_to_stop() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn entries_and_tokens_are_removed_when_they_end() {
+async fn what_ends_is_absent_at_once_and_removed_once_the_clocks_agree() {
     let directory = tempfile::tempdir().unwrap();
     let clock = Clock::paused(SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000));
     let server = build(config(directory.path(), ""), clock.clone()).await;
     let (trigger, stop) = Shutdown::new();
     let core = Arc::clone(&server.services.core);
+    server.tasks.spawn("clock", core.steady.clone().run(stop.clone()));
     server.tasks.spawn("expiry", expiry::run(Arc::clone(&core), None, Entropy::system(), stop.clone()));
 
     let (socket, _other) = tokio::net::UnixStream::pair().unwrap();
@@ -112,20 +113,43 @@ async fn entries_and_tokens_are_removed_when_they_end() {
         expires_at,
         ..types::Entry::default()
     };
-    let entries = vec![entry("/never", 0), entry("/soon", 1_700_000_060), entry("/later", 1_700_000_120)];
+    let soon = |seconds: i64| 1_700_000_000 + seconds;
+    let entries =
+        vec![entry("/never", 0), entry("/soon", soon(60)), entry("/later", soon(700)), entry("/day", soon(5000))];
     let request = BatchCreateEntryRequest { entries, output_mask: None };
     EntryClient::new(local.clone()).batch_create_entry(request).await.unwrap();
     let request = CreateJoinTokenRequest { ttl: 90, ..Default::default() };
     AgentClient::new(local.clone()).create_join_token(request).await.unwrap();
 
+    let counted = async || {
+        let mut client = EntryClient::new(local.clone());
+        client.count_entries(CountEntriesRequest::default()).await.unwrap().into_inner().count
+    };
+    let pass = |seconds: u64| clock.sleep(Duration::from_secs(seconds));
     let mut states = core.replica.watch();
     let held = |state: &crate::state::State| (state.entry_count(), state.tokens().count());
-    assert_eq!(held(&states.borrow()), (3, 1));
-    for (left, at) in [((2, 1), 60), ((2, 0), 90), ((1, 0), 120)] {
-        states.wait_for(|state| held(state) == left).await.unwrap();
-        let since = clock.now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs() - 1_700_000_000;
-        assert!((at..=at + 1).contains(&since), "{left:?} after {since} s");
-    }
+    let boot = clock.boot();
+    let since = || (clock.boot() - boot).as_secs();
+    pass(60).await;
+    assert_eq!((counted().await, held(&states.borrow())), (3, (4, 1)), "absent, and the record is there");
+    states.wait_for(|state| held(state) == (3, 0)).await.unwrap();
+    assert!((600..=601).contains(&since()), "ten minutes after the start: {}", since());
+    states.wait_for(|state| held(state) == (2, 0)).await.unwrap();
+    assert!((700..=701).contains(&since()), "at its second: {}", since());
+
+    // A day ahead for a minute, and a write meanwhile.
+    clock.step_forward(Duration::from_secs(86_400));
+    assert_eq!(counted().await, 1);
+    let request = BatchCreateEntryRequest { entries: vec![entry("/new", 0)], output_mask: None };
+    EntryClient::new(local.clone()).batch_create_entry(request).await.unwrap();
+    pass(60).await;
+    assert_eq!(held(&states.borrow()), (3, 0));
+    clock.step_back(Duration::from_secs(86_400));
+    assert_eq!(counted().await, 3);
+    pass(3600).await;
+    assert_eq!((counted().await, held(&states.borrow())), (3, (3, 0)));
+    states.wait_for(|state| held(state) == (2, 0)).await.unwrap();
+    assert!((5000..=5001).contains(&since()), "at its second: {}", since());
     trigger.request();
     server.tasks.join_all(LAST_WRITES).await;
 }

@@ -2,6 +2,7 @@
 
 use runtime::console::Screen;
 use runtime::flags::boolean;
+use runtime::steady::TOLD;
 use spiffe_proto::health::HealthCheckRequest;
 use spiffe_proto::health::health_check_response::ServingStatus;
 use spiffe_proto::health::health_client::HealthClient;
@@ -28,9 +29,17 @@ pub(super) async fn run(flags: &Healthcheck, connection: Connection, screen: &mu
     }
     let answer = async {
         let mut client = HealthClient::new(connection.open().await?);
-        Ok::<_, CliError>(client.check(HealthCheckRequest::default()).await?.into_inner())
+        Ok::<_, CliError>(client.check(HealthCheckRequest::default()).await?)
     };
-    match answer.await {
+    let answer = answer.await.map(|answer| {
+        // SPIRE's server says nothing of it.
+        let clock = answer.metadata().get(TOLD).and_then(|told| told.to_str().ok());
+        if let Some(clock) = clock.filter(|_| flags.verbose) {
+            screen.line(format!("Clock: {clock}."));
+        }
+        answer.into_inner()
+    });
+    match answer {
         Ok(answer) if answer.status() == ServingStatus::Serving => {
             screen.line("Server is healthy.");
             Ok(())

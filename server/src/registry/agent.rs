@@ -9,6 +9,7 @@ use spiffe::id::SpiffeId;
 use spiffe::selector::{Selector, SelectorSet};
 use spiffe::x509::Serial;
 
+use super::similar::similar;
 use crate::state::State;
 use crate::state::model::{
     Agent, Change, Entry, EntryId, JoinToken, MAX_PENDING_SERIALS, Part, PendingSerial, Standing,
@@ -114,7 +115,7 @@ fn alias_entry(
     now: SystemTime,
 ) -> Option<Entry> {
     let selectors = alias_selectors(&attestation.id)?;
-    if state.entries_like(&attestation.id, alias, &selectors).next().is_some() {
+    if similar(state, &attestation.id, alias, &selectors, now).is_some() {
         return None;
     }
     Some(Entry {

@@ -10,8 +10,8 @@ use std::time::SystemTime;
 use spiffe::id::{SpiffeId, TrustDomain};
 use spiffe::selector::{Match, SelectorSet};
 
-use crate::state::State;
 use crate::state::model::Entry;
+use crate::state::{Ending, State};
 
 /// Which entries are wanted; what is `None` is no condition.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -52,6 +52,13 @@ pub struct Page {
     /// The ordinal after which the next page begins. A page with rows always has one: who has read everything sees
     /// it by an empty page.
     pub next: Option<u64>,
+}
+
+/// How many entries there are at `now`. Those that have ended are absent, though their records stay for a while.
+pub fn present(state: &State, now: SystemTime) -> usize {
+    let ended = state.endings().take_while(|(at, _)| *at <= now);
+    let ended = ended.filter(|(_, ending)| matches!(ending, Ending::Entry(_))).count();
+    state.entry_count().saturating_sub(ended)
 }
 
 /// The entries that match, as much as `paging` says. Entries that have ended are absent.

@@ -149,7 +149,7 @@ impl proto::entry_server::Entry for EntryService {
         let filter = list::of_count(request.into_inner().filter, &self.core.trust_domain)?;
         let state = self.core.current("failed to count entries").await?;
         let count = if filter == listing::Filter::default() {
-            state.entry_count()
+            listing::present(&state, self.core.now())
         } else {
             listing::count(&state, &filter, self.core.now())
         };

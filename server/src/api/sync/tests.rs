@@ -91,6 +91,7 @@ impl Server {
             replica: history.replica(),
             committer: history.committer(),
             clock: history.clock(),
+            steady: runtime::steady::Steady::new(history.clock()),
             entropy: Entropy::system(),
             admin_ids: HashSet::new(),
             limits: Limits::new(false, false),

@@ -134,6 +134,7 @@ impl Server {
             replica: history.replica(),
             committer: history.committer(),
             clock: history.clock(),
+            steady: runtime::steady::Steady::new(history.clock()),
             entropy,
             admin_ids: [SpiffeId::parse("spiffe://example.org/admin").unwrap()].into(),
             limits: Limits::new(false, true),
