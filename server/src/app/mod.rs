@@ -346,6 +346,9 @@ impl Server {
         self.tasks.spawn_critical("clock", self.services.core.steady.clone().run(stopping.clone()));
         self.tasks.spawn_critical("authority", self.authority.clone().run(stopping.clone()));
         self.tasks.spawn_critical("feed", self.feed.clone().run(stopping.clone()));
+        let steady = self.services.core.steady.clone();
+        let time = self.feed.clone().run_time(self.clock.clone(), steady, stopping.clone());
+        self.tasks.spawn_critical("feed by time", time);
         let expiry = expiry::run(
             Arc::clone(&self.services.core),
             self.config.prune_attested_nodes,

@@ -5,6 +5,7 @@
 //! content.
 
 pub mod session;
+mod time;
 pub mod view;
 
 use std::collections::HashMap;

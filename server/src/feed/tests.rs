@@ -378,3 +378,42 @@ async fn the_feed_wakes_whom_a_revision_concerns() {
     trigger.request();
     running.await.unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_feed_wakes_whose_entry_ends_at_its_second_and_everybody_after_a_step() {
+    let history = History::open().await;
+    let clock = history.clock();
+    let steady = runtime::steady::Steady::new(clock.clone());
+    let info = Change::PutBundleInfo { trust_domain: domain("example.org"), sequence: 1, refresh_hint: None };
+    let ends = |number: u8, seconds| {
+        let ends = Some(history.now() + Duration::from_secs(seconds));
+        let ordinal = 2 + u64::from(number);
+        Change::PutEntry(Arc::new(model::Entry {
+            expires_at: ends,
+            ..model::Entry::clone(&entry(number, number, 0, 1, false, 0, ordinal))
+        }))
+    };
+    let agents = [Change::PutAgent(agent(1, 1, 1)), Change::PutAgent(agent(2, 2, 2))];
+    history.commit(Part::new([vec![info], agents.to_vec(), vec![ends(1, 60), ends(2, 3600)]].concat())).await;
+    let feed = Feed::new(history.replica());
+    let (trigger, shutdown) = Shutdown::new();
+    let tasks = runtime::shutdown::Tasks::new(trigger);
+    tasks.spawn("time", feed.clone().run_time(clock.clone(), steady.clone(), shutdown.clone()));
+    tasks.spawn("clock", steady.run(shutdown));
+    let (one, two) = (feed.open(&agent_id(1)), feed.open(&agent_id(2)));
+    let begun = history.now();
+    let since = || history.now().duration_since(begun).unwrap().as_millis();
+    assert_eq!(one.woken().await, Wake::Dirty);
+    assert!((60_000..60_100).contains(&since()), "{}", since());
+    assert!(tokio::time::timeout(Duration::from_secs(60), two.woken()).await.is_err(), "its entry goes on");
+
+    // A step wakes both within a second: what ended by the wrong clock, and what is there again by the right one.
+    let before = tokio::time::Instant::now();
+    clock.step_forward(Duration::from_secs(86_400));
+    assert_eq!((one.woken().await, two.woken().await), (Wake::Dirty, Wake::Dirty));
+    clock.step_back(Duration::from_secs(86_400));
+    assert_eq!((one.woken().await, two.woken().await), (Wake::Dirty, Wake::Dirty));
+    assert!(before.elapsed() <= Duration::from_millis(2_100), "{:?}", before.elapsed());
+    assert_eq!(two.woken().await, Wake::Dirty);
+    assert!((3_600_000..3_600_100).contains(&since()), "{}", since());
+}

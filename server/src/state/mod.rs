@@ -260,6 +260,12 @@ impl State {
         self.endings.iter().copied()
     }
 
+    /// Entries and join tokens that end after `at`, earliest first.
+    pub fn endings_after(&self, at: SystemTime) -> impl Iterator<Item = (SystemTime, Ending)> + '_ {
+        let last = Ending::Token([u8::MAX; 32]);
+        self.endings.range((std::ops::Bound::Excluded((at, last)), std::ops::Bound::Unbounded)).copied()
+    }
+
     /// Agents that are not banned, by the end of the certificate in use, earliest first.
     pub fn agents_by_ending(&self) -> impl Iterator<Item = &Arc<Agent>> {
         self.agent_endings.iter().filter_map(|(_, ordinal)| self.agents.get(ordinal))
