@@ -12,6 +12,7 @@ pub mod flags;
 pub mod harden;
 pub mod hcl;
 pub mod keyfile;
+pub mod pool;
 pub mod reconcile;
 pub mod shutdown;
 pub mod steady;
