@@ -4,6 +4,11 @@
 //! its number can be given to another one, it can hand the socket to a child and then become a program of another
 //! user. So a peer is pinned when it is accepted, before a byte of it is read, and asked again after everything that
 //! was found out about it: only what was read between two looks at the same process is true of that process.
+//!
+//! A look can hang: the program of a process may lie on a file system whose server does not answer. So whoever accepts
+//! takes the descriptor of the process only ([`Arrival`]), and each look runs on a thread of the process's [`Party`].
+
+mod party;
 
 use std::io::{self, Read};
 use std::net::SocketAddr;
@@ -11,16 +16,25 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use std::{fmt, fs};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::socket::{getsockopt, sockopt};
+use runtime::pool::{Limits, Pool, PoolError};
+use rustix::fs::{AtFlags, CWD, StatxFlags, makedev, statx};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
+use tokio::sync::Semaphore;
 
 use spiffe::verify::VerifiedChain;
+
+pub use party::Party;
+
+/// How long whoever reads the path of a program waits for it.
+const PATH_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Why nothing may be told to a process that connected.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +64,9 @@ pub enum PeerError {
         #[source]
         source: io::Error,
     },
+    /// The process could not be looked at in time.
+    #[error("the caller could not be looked at")]
+    Busy(#[source] PoolError),
     /// A file of the process did not have the form that Linux documents.
     #[error("the caller's {file} has an unknown form")]
     Malformed {
@@ -101,8 +118,27 @@ pub struct UnixPeer {
     pub start_time: Option<u64>,
     /// The program it runs; unknown if we lack the right to see it.
     pub executable: Option<FileId>,
+    /// Who answers for it.
+    pub party: Party,
     owner: (u32, u32),
     process: AsyncFd<OwnedFd>,
+    pool: Pool,
+    /// One look at a time: a program on a file system that hangs takes one thread, however often it calls.
+    turn: Arc<Semaphore>,
+}
+
+/// A process that connected, held by its descriptor and not looked at yet.
+#[derive(Debug)]
+pub struct Arrival {
+    /// Number of the process in our namespace, as of `connect`.
+    pub pid: i32,
+    /// Who answers for it.
+    pub party: Party,
+    uid: u32,
+    gid: u32,
+    process: AsyncFd<OwnedFd>,
+    /// Whether the descriptor was opened by number, so that the start time has to tell the process from a successor.
+    by_number: bool,
 }
 
 /// Who sent a request; an extension of every request that [`crate::serve`] hands to a service.
@@ -129,35 +165,91 @@ impl fmt::Display for Peer {
     }
 }
 
-impl UnixPeer {
-    /// Pins the process that connected `stream`; to be called before a byte is read from it, inside a tokio runtime.
+/// The threads on which the callers of one listener are looked at.
+pub(crate) fn threads() -> Pool {
+    Pool::new("caller", Limits { threads: 64, per_party: 2, waiting_per_party: 1024 })
+}
+
+impl Arrival {
+    /// Takes hold of the process that connected `stream`; inside a tokio runtime. Reads nothing that the process could
+    /// make hang.
     ///
     /// # Errors
-    /// If the process is gone already, cannot be seen from our process namespace, or is another one by now.
-    pub fn pin(stream: &UnixStream) -> Result<Self, PeerError> {
+    /// If the process is gone already or cannot be seen from our process namespace.
+    pub fn of(stream: &UnixStream) -> Result<Self, PeerError> {
         let credentials =
             getsockopt(stream, sockopt::PeerCredentials).map_err(|errno| PeerError::Credentials(errno.into()))?;
         let (pid, uid, gid) = (credentials.pid(), credentials.uid(), credentials.gid());
         if pid <= 0 {
             return Err(PeerError::ForeignNamespace);
         }
-        let (process, start_time) = match getsockopt(stream, sockopt::PeerPidfd) {
-            Ok(process) => (process, None),
+        let (process, by_number) = match getsockopt(stream, sockopt::PeerPidfd) {
+            Ok(process) => (process, false),
             // Newer kernels tell apart whether the process was ever reaped; to us both mean that it is gone.
             Err(Errno::ESRCH | Errno::EINVAL | Errno::ENODATA) => return Err(PeerError::Gone),
-            Err(Errno::ENOPROTOOPT) => {
-                let process = open_process(pid)?;
-                // Its number may have been given away between `connect` and here. There is no proof that it was not;
-                // the start time at least keeps the two from being mixed later.
-                (process, Some(start_time(pid)?))
-            }
+            // Its number may have been given away between `connect` and here. There is no proof that it was not; the
+            // start time at least keeps the two from being mixed later.
+            Err(Errno::ENOPROTOOPT) => (open_process(pid)?, true),
             Err(errno) => return Err(PeerError::Credentials(errno.into())),
         };
         #[allow(deprecated, reason = "its successor is an unsafe function, whose promise an owned descriptor keeps")]
         let process = AsyncFd::with_interest(process, Interest::READABLE).map_err(PeerError::Credentials)?;
-        let executable = executable(pid)?;
-        let peer = Self { pid, uid, gid, start_time, executable, owner: owner(pid)?, process };
+        // The kernel's own text, whatever the process does. Should the number mean another process by now, that one
+        // answers until the look fails.
+        let party = match read("cgroup", pid) {
+            Ok(cgroups) => Party::of(&String::from_utf8_lossy(&cgroups), uid),
+            Err(error) if error.is_shortage() => return Err(error),
+            Err(_) => Party::of_user(uid),
+        };
+        Ok(Self { pid, party, uid, gid, process, by_number })
+    }
+
+    /// Looks at the process for the first time, on a thread of `pool`; before a byte is read from its connection.
+    ///
+    /// # Errors
+    /// If the process is gone or another one by now, or if there is no thread for its party.
+    pub async fn pin(self, pool: &Pool) -> Result<UnixPeer, PeerError> {
+        let (party, threads) = (Arc::clone(self.party.name()), pool.clone());
+        pool.run(&party, move || self.look(threads)).await.map_err(PeerError::Busy)?
+    }
+
+    fn look(self, pool: Pool) -> Result<UnixPeer, PeerError> {
+        let Self { pid, party, uid, gid, process, by_number } = self;
+        let start_time = by_number.then(|| start_time(pid)).transpose()?;
+        let (executable, owner) = (executable(pid)?, owner(pid)?);
+        let turn = Arc::new(Semaphore::new(1));
+        let peer = UnixPeer { pid, uid, gid, start_time, executable, party, owner, process, pool, turn };
         if peer.is_alive() { Ok(peer) } else { Err(PeerError::Gone) }
+    }
+}
+
+impl UnixPeer {
+    /// Pins the process that connected `stream`, on this thread: for whoever may wait and serves nobody else meanwhile,
+    /// such as a test.
+    ///
+    /// # Errors
+    /// If the process is gone already, cannot be seen from our process namespace, or is another one by now.
+    pub fn pin(stream: &UnixStream) -> Result<Self, PeerError> {
+        Arrival::of(stream)?.look(Pool::in_place())
+    }
+
+    /// Does something that may read the process's files, on a thread of its party: after what else this process has
+    /// caused there, and for as long as it takes, whether or not anybody still waits for it.
+    ///
+    /// # Errors
+    /// [`PoolError`].
+    pub async fn work<T: Send + 'static>(
+        self: &Arc<Self>,
+        job: impl FnOnce(&Arc<Self>) -> T + Send + 'static,
+    ) -> Result<T, PoolError> {
+        let turn = Arc::clone(&self.turn).acquire_owned().await;
+        let peer = Arc::clone(self);
+        let job = move || {
+            let result = job(&peer);
+            drop(turn);
+            result
+        };
+        self.pool.run(self.party.name(), job).await
     }
 
     /// Whether the process has not ended (a process whose parent has not yet noticed its end has ended).
@@ -188,17 +280,20 @@ impl UnixPeer {
 
     /// The path of the program that the process runs now, as far as it can be seen; for people to read. What is to be
     /// decided is decided by [`UnixPeer::executable`], because a path can be made to mean another file.
-    pub fn executable_path(&self) -> Option<PathBuf> {
-        let path = fs::read_link(path(self.pid, "exe")).ok()?;
-        // A number that was given away meanwhile would make it the path of a stranger.
-        self.still_same().is_ok().then_some(path)
+    pub async fn executable_path(self: &Arc<Self>) -> Option<PathBuf> {
+        let read = self.work(|peer| {
+            let path = fs::read_link(path(peer.pid, "exe")).ok()?;
+            // A number that was given away meanwhile would make it the path of a stranger.
+            peer.still_same().is_ok().then_some(path)
+        });
+        tokio::time::timeout(PATH_PATIENCE, read).await.ok()?.ok()?
     }
 
     /// Whether everything read about the process since it was pinned is about the process that connected.
     ///
     /// The descriptor of a living process keeps its number from being reused, so the start time needs comparing only
     /// where the descriptor was opened by number. A program of another user makes the kernel give the process's
-    /// directory to another owner, and any other program has another file.
+    /// directory to another owner, and any other program has another file. To be called within [`UnixPeer::work`].
     ///
     /// # Errors
     /// What changed.
@@ -272,10 +367,14 @@ fn owner(pid: i32) -> Result<(u32, u32), PeerError> {
 }
 
 fn executable(pid: i32) -> Result<Option<FileId>, PeerError> {
-    match fs::metadata(path(pid, "exe")) {
-        Ok(metadata) => Ok(Some(FileId { device: metadata.dev(), inode: metadata.ino() })),
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(None),
-        Err(error) => Err(absent("exe", error)),
+    // Only where the file is stored is asked for, which the kernel knows: a file server that hangs is not asked.
+    match statx(CWD, path(pid, "exe"), AtFlags::STATX_DONT_SYNC, StatxFlags::INO) {
+        Ok(found) => {
+            let device = makedev(found.stx_dev_major, found.stx_dev_minor);
+            Ok(Some(FileId { device, inode: found.stx_ino }))
+        }
+        Err(rustix::io::Errno::ACCESS | rustix::io::Errno::PERM) => Ok(None),
+        Err(errno) => Err(absent("exe", errno.into())),
     }
 }
 

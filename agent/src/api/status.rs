@@ -33,6 +33,7 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
     match refusal {
         Refusal::NotTheSame(_) => Status::unauthenticated("the caller is not the process that connected"),
         Refusal::NoAnswer(_) => Status::unavailable("workload attestation failed"),
+        Refusal::Unseen(_) => Status::unavailable("the caller could not be looked at in time"),
     }
 }
 

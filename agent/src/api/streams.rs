@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 use super::message::{MESSAGE_LIMIT, encode, encode_secret, message_length};
 use super::status;
 use crate::cache::{HeldSvid, Subscription, View};
-use crate::workload::Refusal;
+use crate::workload::look_again;
 
 /// How long a first message waits for SVIDs that are still to be signed. Then the caller is told to come back, which
 /// it can see, unlike silence.
@@ -79,7 +79,7 @@ impl<K: Kind> Follower<K> {
             check_size(&message, &view)?;
             // What is sent goes to the process that was attested, however long ago that was.
             if self.looked_at.elapsed() > LOOK {
-                self.peer.still_same().map_err(|error| status::refused(&Refusal::NotTheSame(error)))?;
+                look_again(&self.peer).await.map_err(|refusal| status::refused(&refusal))?;
                 self.looked_at = Instant::now();
             }
             self.sent = Some(message.clone());

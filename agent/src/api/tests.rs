@@ -35,7 +35,7 @@ use zeroize::Zeroizing;
 use super::*;
 use crate::cache::{Entry, IssueError, Issuer, Limits, SignedJwt, SigningRequest, Update};
 use crate::workload::unix::Unix;
-use crate::workload::{AttestError, Caller, WorkloadAttestor};
+use crate::workload::{Begun, Caller, WorkloadAttestor};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -138,15 +138,14 @@ impl Issuer for Signs {
 #[derive(Clone, Default)]
 struct Counts(Arc<std::sync::atomic::AtomicUsize>);
 
-#[async_trait]
 impl WorkloadAttestor for Counts {
     fn name(&self) -> &'static str {
         "counts"
     }
 
-    async fn attest(&self, _: &Caller) -> Result<Vec<Selector>, AttestError> {
+    fn begin(&self, _: &Caller) -> Begun {
         self.0.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-        Ok(Vec::new())
+        Begun::Says(Ok(Vec::new()))
     }
 }
 

@@ -21,6 +21,7 @@ use tonic::Status;
 use tonic::body::Body;
 use tonic::server::NamedService;
 use transport::peer::{Peer, UnixPeer};
+use transport::serve::Share;
 use zeroize::Zeroize;
 
 use super::message::{self, Answer};
@@ -28,7 +29,7 @@ use super::seldom::Seldom;
 use super::streams::{Bundles, LOOK, follow_bundles, follow_svids};
 use super::{Settings, status};
 use crate::cache::{Cache, CacheError, Subscription};
-use crate::workload::{Attestors, Refusal};
+use crate::workload::{Attestors, Refusal, look_again};
 
 /// The full name of the service; it has no package.
 pub(super) const SERVICE: &str = "SpiffeWorkloadAPI";
@@ -53,6 +54,34 @@ struct Inner {
     clock: Clock,
     unknown: Seldom,
     tokens: Seldom,
+}
+
+/// Who makes a call, and what it takes of the listener.
+struct Call {
+    peer: Arc<UnixPeer>,
+    share: Option<Share>,
+}
+
+impl Call {
+    fn entitled(&self) {
+        if let Some(share) = &self.share {
+            share.entitled();
+        }
+    }
+
+    /// Whether there is an entry for the caller; its connection then comes before those of others.
+    fn is_entitled(&self, subscription: &Subscription) -> bool {
+        let entitled = subscription.current().entitled;
+        if entitled {
+            self.entitled();
+        }
+        entitled
+    }
+}
+
+/// The bytes that a set takes, about.
+fn memory(selectors: &SelectorSet) -> usize {
+    selectors.iter().map(|selector| selector.value().len() + std::mem::size_of_val(selector) + 16).sum()
 }
 
 enum Method {
@@ -125,33 +154,35 @@ impl Inner {
         }
         let headers = &parts.headers;
         let Some(Peer::Unix(peer)) = parts.extensions.get::<Peer>() else { return Err(status::no_peer()) };
-        let peer = Arc::clone(peer);
+        let call = Call { peer: Arc::clone(peer), share: parts.extensions.get::<Share>().cloned() };
         match method {
             Method::FetchX509Svid => {
                 message::read::<wire::X509svidRequest>(headers, body).await?;
-                let selectors = self.attest(&peer).await?;
+                let selectors = self.attest(&call).await?;
                 let subscription = self.cache.subscribe(selectors);
-                self.tell_if_unknown(&peer, &subscription);
-                Ok(Answer::Many(follow_svids(subscription, peer)))
+                if !call.is_entitled(&subscription) {
+                    self.tell_unknown(&call.peer, subscription.selectors());
+                }
+                Ok(Answer::Many(follow_svids(subscription, call.peer)))
             }
             Method::FetchX509Bundles => {
                 message::read::<wire::X509BundlesRequest>(headers, body).await?;
-                self.bundles(peer, Bundles::X509).await
+                self.bundles(call, Bundles::X509).await
             }
             Method::FetchJwtBundles => {
                 message::read::<wire::JwtBundlesRequest>(headers, body).await?;
-                self.bundles(peer, Bundles::Jwt).await
+                self.bundles(call, Bundles::Jwt).await
             }
             Method::FetchJwtSvid => {
                 let request = message::read(headers, body).await?;
-                let mut answer = self.fetch_jwt(&peer, request).await?;
+                let mut answer = self.fetch_jwt(&call, request).await?;
                 let encoded = message::encode_secret(&answer);
                 answer.svids.iter_mut().for_each(|svid| svid.svid.zeroize());
                 Ok(Answer::One(Some(encoded)))
             }
             Method::ValidateJwtSvid => {
                 let request = message::read(headers, body).await?;
-                let answer = self.validate_jwt(&peer, request).await?;
+                let answer = self.validate_jwt(&call, request).await?;
                 Ok(Answer::One(Some(message::encode(&answer))))
             }
             Method::Wit => Err(Status::unimplemented("WIT-SVIDs are not served")),
@@ -159,21 +190,18 @@ impl Inner {
     }
 
     /// The caller's selectors. Before the first sync nothing is known of anybody, so nobody is looked at.
-    async fn attest(&self, peer: &Arc<UnixPeer>) -> Result<SelectorSet, Status> {
+    async fn attest(&self, call: &Call) -> Result<SelectorSet, Status> {
         if !self.cache.synced() {
             return Err(status::not_synced());
         }
-        let attested = self.attestors.attest(peer).await;
-        attested.map_err(|refusal| {
-            log_refusal(peer, &refusal);
+        let selectors = self.attestors.attest(&call.peer).await.map_err(|refusal| {
+            log_refusal(&call.peer, &refusal);
             status::refused(&refusal)
-        })
-    }
-
-    fn tell_if_unknown(&self, peer: &UnixPeer, subscription: &Subscription) {
-        if !subscription.current().entitled {
-            self.tell_unknown(peer, subscription.selectors());
+        })?;
+        if let Some(share) = &call.share {
+            share.holds(memory(&selectors));
         }
+        Ok(selectors)
     }
 
     /// The first thing to know when a process does not get its identity. In SPIRE's words, which operators look for.
@@ -184,27 +212,24 @@ impl Inner {
         tracing::warn!(pid = peer.pid, uid = peer.uid, registered = false, selectors, untold, "No identity issued");
     }
 
-    async fn bundles(&self, peer: Arc<UnixPeer>, kind: Bundles) -> Result<Answer, Status> {
-        let selectors = self.attest(&peer).await?;
+    async fn bundles(&self, call: Call, kind: Bundles) -> Result<Answer, Status> {
+        let selectors = self.attest(&call).await?;
         let anybody = self.settings.allow_unauthenticated_verifiers;
         let subscription = self.cache.subscribe(selectors);
-        if !anybody {
-            self.tell_if_unknown(&peer, &subscription);
+        if !call.is_entitled(&subscription) && !anybody {
+            self.tell_unknown(&call.peer, subscription.selectors());
         }
-        Ok(Answer::Many(follow_bundles(subscription, peer, kind, anybody)))
+        Ok(Answer::Many(follow_bundles(subscription, call.peer, kind, anybody)))
     }
 
-    async fn fetch_jwt(
-        &self,
-        peer: &Arc<UnixPeer>,
-        request: wire::JwtsvidRequest,
-    ) -> Result<wire::JwtsvidResponse, Status> {
+    async fn fetch_jwt(&self, call: &Call, request: wire::JwtsvidRequest) -> Result<wire::JwtsvidResponse, Status> {
+        let peer = &call.peer;
         check_audience(&request.audience)?;
         let id = match request.spiffe_id.as_str() {
             "" => None,
             text => Some(SpiffeId::parse(text).map_err(|error| status::malformed_id(&error))?),
         };
-        let selectors = self.attest(peer).await?;
+        let selectors = self.attest(call).await?;
         let attested_at = Instant::now();
         let svids = self.cache.jwt_svids(&selectors, &request.audience, id.as_ref()).await.map_err(|error| {
             match &error {
@@ -218,9 +243,10 @@ impl Inner {
             }
             status::jwt(&error)
         })?;
+        call.entitled();
         // The server may have taken its time; a token from memory takes none.
         if attested_at.elapsed() > LOOK {
-            peer.still_same().map_err(|error| status::refused(&Refusal::NotTheSame(error)))?;
+            look_again(peer).await.map_err(|refusal| status::refused(&refusal))?;
         }
         let svids = svids.iter().map(|svid| wire::Jwtsvid {
             spiffe_id: svid.id.to_string(),
@@ -232,7 +258,7 @@ impl Inner {
 
     async fn validate_jwt(
         &self,
-        peer: &Arc<UnixPeer>,
+        call: &Call,
         request: wire::ValidateJwtsvidRequest,
     ) -> Result<wire::ValidateJwtsvidResponse, Status> {
         if request.audience.is_empty() {
@@ -241,7 +267,7 @@ impl Inner {
         if request.svid.is_empty() {
             return Err(status::invalid("svid must be specified"));
         }
-        let selectors = self.attest(peer).await?;
+        let selectors = self.attest(call).await?;
         let bundles = self.cache.bundles_for(&selectors);
         let token = jwt_svid(&request.svid, &request.audience, &bundles, self.clock.now())
             .map_err(|error| status::token(&error))?;

@@ -7,16 +7,16 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
-use futures_util::future::join_all;
+use futures_util::future::{BoxFuture, join_all};
+use runtime::pool::PoolError;
 use spiffe::selector::{Selector, SelectorSet};
 use transport::peer::{Credentials, PeerError, UnixPeer};
 
-/// How long all attestors together may take for one call.
+/// How long one call waits for a look at its process, and for all attestors together.
 const DEADLINE: Duration = Duration::from_secs(10);
 
 /// A process that calls, with what `/proc` said of its user and groups before any attestor was asked.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Caller {
     /// The process, held fast.
     pub peer: Arc<UnixPeer>,
@@ -48,19 +48,34 @@ pub enum AttestError {
     /// The program changed while it was hashed.
     #[error("the caller's program changed while it was read")]
     Changing,
+    /// The name service failed, which is no proof that there is no name.
+    #[error("the name service failed to name the caller's user or groups")]
+    Names(#[source] std::io::Error),
+    /// There was no thread for it.
+    #[error("could not look at the caller")]
+    Busy(#[source] PoolError),
+}
+
+/// What a method says of a process.
+pub type Selectors = Result<Vec<Selector>, AttestError>;
+
+/// How far a method has come.
+pub enum Begun {
+    /// This is all.
+    Says(Selectors),
+    /// The rest has to be waited for.
+    Later(BoxFuture<'static, Selectors>),
 }
 
 /// One method of attesting processes.
-#[async_trait]
 pub trait WorkloadAttestor: Send + Sync {
     /// The type of its selectors.
     fn name(&self) -> &'static str;
 
-    /// The selectors of a process; none if this method has nothing to say of it.
-    ///
-    /// # Errors
-    /// If what the method relies on cannot be read.
-    async fn attest(&self, caller: &Caller) -> Result<Vec<Selector>, AttestError>;
+    /// The selectors of a process, none if this method has nothing to say of it; an error if what the method relies on
+    /// cannot be read. It is asked on a thread of the caller's party, so it may read what belongs to the caller, and
+    /// waits there for nobody else: that is left for [`Begun::Later`], which touches nothing of the caller's.
+    fn begin(&self, caller: &Caller) -> Begun;
 }
 
 /// Why a call gets no selectors.
@@ -73,53 +88,92 @@ pub enum Refusal {
     /// No attestor answered.
     #[error("no workload attestor could attest the caller")]
     NoAnswer(#[source] Option<Box<dyn Error + Send + Sync>>),
+    /// The process could not be looked at, which says nothing of it.
+    #[error("the caller could not be looked at in time")]
+    Unseen(#[source] Option<PoolError>),
+}
+
+/// Something that is done on a thread of the caller's party.
+async fn visit<T: Send + 'static>(
+    peer: &Arc<UnixPeer>,
+    job: impl FnOnce(&Arc<UnixPeer>) -> Result<T, PeerError> + Send + 'static,
+) -> Result<T, Refusal> {
+    match tokio::time::timeout(DEADLINE, peer.work(job)).await {
+        Ok(Ok(done)) => done.map_err(Refusal::NotTheSame),
+        Ok(Err(error)) => Err(Refusal::Unseen(Some(error))),
+        Err(_) => Err(Refusal::Unseen(None)),
+    }
+}
+
+/// Whether a process is the one that connected, still.
+///
+/// # Errors
+/// If it is another one by now, or cannot be looked at.
+pub async fn look_again(peer: &Arc<UnixPeer>) -> Result<(), Refusal> {
+    visit(peer, |peer| peer.still_same()).await
 }
 
 /// All methods that are configured, asked side by side.
 pub struct Attestors {
-    attestors: Vec<Box<dyn WorkloadAttestor>>,
+    attestors: Arc<[Box<dyn WorkloadAttestor>]>,
+}
+
+/// What came of a first visit.
+enum First {
+    Done(SelectorSet),
+    Open(Vec<Begun>),
 }
 
 impl Attestors {
     /// These methods.
     pub fn new(attestors: Vec<Box<dyn WorkloadAttestor>>) -> Self {
-        Self { attestors }
+        Self { attestors: attestors.into() }
     }
 
     /// What all methods say of a process, as of one moment: it is asked before and afterwards whether it is still the
     /// process that connected. A method that fails or is late counts as silent as long as another one answers.
     ///
     /// # Errors
-    /// If the process is another one by now, or if every method failed.
+    /// If the process is another one by now or cannot be looked at, or if every method failed.
     pub async fn attest(&self, peer: &Arc<UnixPeer>) -> Result<SelectorSet, Refusal> {
-        let credentials = peer.credentials().map_err(Refusal::NotTheSame)?;
-        let caller = Caller { peer: Arc::clone(peer), credentials };
-        let selectors = match self.attestors.as_slice() {
-            // The most common case needs no bookkeeping.
-            [only] => ask(only.as_ref(), &caller).await?,
-            all => {
-                let answers = join_all(all.iter().map(|attestor| ask(attestor.as_ref(), &caller))).await;
-                together(answers)?
+        let attestors = Arc::clone(&self.attestors);
+        let first = visit(peer, move |peer| {
+            let caller = Caller { peer: Arc::clone(peer), credentials: peer.credentials()? };
+            let mut begun: Vec<Begun> = attestors.iter().map(|attestor| attestor.begin(&caller)).collect();
+            // Mostly everything is at hand, and one visit is enough.
+            if begun.iter().all(|begun| matches!(begun, Begun::Says(Ok(_)))) && !begun.is_empty() {
+                peer.still_same()?;
+                let said =
+                    begun.drain(..).filter_map(|begun| if let Begun::Says(said) = begun { said.ok() } else { None });
+                return Ok(First::Done(said.flatten().collect()));
             }
+            Ok(First::Open(begun))
+        });
+        let begun = match first.await? {
+            First::Done(selectors) => return Ok(selectors),
+            First::Open(begun) => begun,
         };
-        peer.still_same().map_err(Refusal::NotTheSame)?;
-        Ok(selectors.into_iter().collect())
+        let asked = self.attestors.iter().zip(begun).map(|(attestor, begun)| finish(attestor.name(), peer.pid, begun));
+        let selectors = together(join_all(asked).await)?;
+        visit(peer, move |peer| {
+            peer.still_same()?;
+            Ok(selectors.into_iter().collect())
+        })
+        .await
     }
 }
 
-async fn ask(attestor: &dyn WorkloadAttestor, caller: &Caller) -> Result<Vec<Selector>, Refusal> {
-    let answer = tokio::time::timeout(DEADLINE, attestor.attest(caller)).await;
+async fn finish(attestor: &'static str, pid: i32, begun: Begun) -> Result<Vec<Selector>, Refusal> {
+    let answer = match begun {
+        Begun::Says(selectors) => Ok(selectors),
+        Begun::Later(selectors) => tokio::time::timeout(DEADLINE, selectors).await,
+    };
     let error: Box<dyn Error + Send + Sync> = match answer {
         Ok(Ok(selectors)) => return Ok(selectors),
         Ok(Err(error)) => error.into(),
         Err(late) => late.into(),
     };
-    tracing::warn!(
-        attestor = attestor.name(),
-        pid = caller.peer.pid,
-        error = runtime::telemetry::chain(&*error),
-        "A workload attestor failed"
-    );
+    tracing::warn!(attestor, pid, error = runtime::telemetry::chain(&*error), "A workload attestor failed");
     Err(Refusal::NoAnswer(Some(error)))
 }
 

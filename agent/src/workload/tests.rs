@@ -8,31 +8,46 @@ use super::*;
 
 struct Says(&'static str, Result<&'static [&'static str], ()>);
 
-#[async_trait]
 impl WorkloadAttestor for Says {
     fn name(&self) -> &'static str {
         self.0
     }
 
-    async fn attest(&self, _: &Caller) -> Result<Vec<Selector>, AttestError> {
-        match self.1 {
+    fn begin(&self, _: &Caller) -> Begun {
+        Begun::Says(match self.1 {
             Ok(values) => Ok(values.iter().map(|value| Selector::new(self.0, value).unwrap()).collect()),
             Err(()) => Err(AttestError::Changing),
-        }
+        })
+    }
+}
+
+/// Answers as another one does, but later.
+struct Late(Says);
+
+impl WorkloadAttestor for Late {
+    fn name(&self) -> &'static str {
+        self.0.name()
+    }
+
+    fn begin(&self, caller: &Caller) -> Begun {
+        let Begun::Says(said) = self.0.begin(caller) else { panic!() };
+        Begun::Later(Box::pin(async move {
+            tokio::time::sleep(Duration::from_secs(9)).await;
+            said
+        }))
     }
 }
 
 /// Never answers.
 struct Silent;
 
-#[async_trait]
 impl WorkloadAttestor for Silent {
     fn name(&self) -> &'static str {
         "silent"
     }
 
-    async fn attest(&self, _: &Caller) -> Result<Vec<Selector>, AttestError> {
-        std::future::pending().await
+    fn begin(&self, _: &Caller) -> Begun {
+        Begun::Later(Box::pin(std::future::pending()))
     }
 }
 
@@ -53,6 +68,8 @@ async fn one_answer_is_enough_and_none_is_an_error() {
     assert_eq!(text(both.attest(&peer).await.unwrap()), ["a:x", "a:y", "b:z"]);
     let one = attestors(vec![Box::new(Says("a", Err(()))), Box::new(Says("b", Ok(&["z"]))), Box::new(Silent)]);
     assert_eq!(text(one.attest(&peer).await.unwrap()), ["b:z"]);
+    let late = attestors(vec![Box::new(Late(Says("a", Ok(&["x"])))), Box::new(Says("b", Ok(&["z"])))]);
+    assert_eq!(text(late.attest(&peer).await.unwrap()), ["a:x", "b:z"]);
     for none in [
         vec![],
         vec![Box::new(Says("a", Err(()))) as Box<dyn WorkloadAttestor>],

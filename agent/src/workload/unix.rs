@@ -6,23 +6,22 @@ use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use async_trait::async_trait;
 use aws_lc_rs::digest;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
+use runtime::pool::{Limits, Pool, PoolError};
 use spiffe::selector::Selector;
-use tokio::sync::Semaphore;
-use transport::peer::{FileId, UnixPeer};
+use transport::peer::{FileId, Party, UnixPeer};
 
-use super::names::{Names, Of};
-use super::{AttestError, Caller, WorkloadAttestor};
+use super::names::{NameService, Names, Of, System};
+use super::{AttestError, Begun, Caller, WorkloadAttestor};
 
 /// Hashes kept, each of a file in one state.
 const HASHES: usize = 1024;
-/// Files hashed at a time: nobody's huge program takes all threads.
-const HASHED_AT_ONCE: usize = 2;
+/// Supplementary groups that are looked up by name; all of them are told by number.
+const NAMED_GROUPS: usize = 1024;
 
 /// What the attestor says of programs.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -66,62 +65,110 @@ pub struct Unix {
     hashes: Hashes,
 }
 
+/// What was found out about a program at one look.
+struct Program {
+    path: Option<Selector>,
+    hash: Hash,
+}
+
+/// The `sha256` of a program.
+enum Hash {
+    /// None is wanted.
+    Unwanted,
+    Known(Arc<str>),
+    /// It is being computed.
+    Pending(Pending),
+}
+
 impl Unix {
     /// An attestor with empty caches.
     pub fn new(settings: Settings) -> Self {
-        Self { settings, names: Names::default(), hashes: Hashes::default() }
+        Self::with(settings, Box::new(System))
     }
 
-    async fn program(&self, peer: &UnixPeer, selectors: &mut Vec<Selector>) -> Result<(), AttestError> {
+    fn with(settings: Settings, names: Box<dyn NameService>) -> Self {
+        Self { settings, names: Names::new(names), hashes: Hashes::default() }
+    }
+
+    fn program(&self, peer: &UnixPeer) -> Result<Program, AttestError> {
+        if !self.settings.discover_workload_path {
+            return Ok(Program { path: None, hash: Hash::Unwanted });
+        }
         let link = format!("/proc/{}/exe", peer.pid);
         let read = |source| AttestError::Read { what: "program", source };
         let path = fs::read_link(&link).map_err(read)?;
         // Opened through the link, this is the file that runs, whatever stands at its path by now.
         let program = File::open(&link).map_err(read)?;
         let metadata = program.metadata().map_err(read)?;
-        if self.settings.path_of_other_mount_namespaces || means_the_same_here(peer, &path, &metadata)? {
-            selectors.extend(selector("path", path.as_os_str().as_bytes()));
+        let path = if self.settings.path_of_other_mount_namespaces || means_the_same_here(peer, &path, &metadata)? {
+            selector("path", path.as_os_str().as_bytes())
         } else {
             tracing::debug!(pid = peer.pid, "The caller's path is another file here; no path selector");
-        }
+            None
+        };
         match self.settings.workload_size_limit {
-            SizeLimit::NoHash => return Ok(()),
+            SizeLimit::NoHash => return Ok(Program { path, hash: Hash::Unwanted }),
             SizeLimit::Bytes(limit) if metadata.len() > limit => {
                 return Err(AttestError::TooLarge { size: metadata.len(), limit });
             }
             SizeLimit::Bytes(_) | SizeLimit::None => {}
         }
-        let hash = self.hashes.of(program, &metadata).await?;
-        selectors.extend(selector("sha256", hash.as_bytes()));
-        Ok(())
+        // The file goes to the thread that hashes it, or is closed here: closing may hang, too.
+        let hash = self.hashes.of(&peer.party, program, State::of(&metadata)).map_err(AttestError::Busy)?;
+        Ok(Program { path, hash })
     }
 }
 
-#[async_trait]
 impl WorkloadAttestor for Unix {
     fn name(&self) -> &'static str {
         "unix"
     }
 
-    async fn attest(&self, caller: &Caller) -> Result<Vec<Selector>, AttestError> {
+    fn begin(&self, caller: &Caller) -> Begun {
         let credentials = &caller.credentials;
-        let (uid, gid, groups) = (credentials.uid, credentials.gid, &credentials.groups);
+        let groups = &credentials.groups;
+        let mut selectors = Vec::with_capacity(groups.len() + NAMED_GROUPS.min(groups.len()) + 6);
+        let mut number = |kind, number: u32| selectors.extend(selector(kind, number.to_string().as_bytes()));
+        number("uid", credentials.uid);
+        number("gid", credentials.gid);
+        groups.iter().for_each(|group| number("supplementary_gid", *group));
+        let program = match self.program(&caller.peer) {
+            Ok(program) => program,
+            Err(error) => return Begun::Says(Err(error)),
+        };
+        selectors.extend(program.path);
+        let named = groups.iter().take(NAMED_GROUPS).map(|group| Of::Group(*group));
         let wanted: Vec<Of> =
-            [Of::User(uid), Of::Group(gid)].into_iter().chain(groups.iter().map(|gid| Of::Group(*gid))).collect();
-        let names = self.names.all(&wanted).await;
-        let mut selectors = Vec::with_capacity(2 * wanted.len() + 2);
-        let kinds = [("uid", "user"), ("gid", "group")].into_iter();
-        let kinds = kinds.chain(std::iter::repeat(("supplementary_gid", "supplementary_group")));
-        for ((of, name), (number_kind, name_kind)) in wanted.iter().zip(names).zip(kinds) {
-            let (Of::User(number) | Of::Group(number)) = of;
-            selectors.extend(selector(number_kind, number.to_string().as_bytes()));
-            selectors.extend(name.and_then(|name| selector(name_kind, name.as_bytes())));
+            [Of::User(credentials.uid), Of::Group(credentials.gid)].into_iter().chain(named).collect();
+        match (self.names.known(&wanted), program.hash) {
+            (Some(names), Hash::Unwanted) => Begun::Says(Ok(all(selectors, &names, None))),
+            (Some(names), Hash::Known(hash)) => Begun::Says(Ok(all(selectors, &names, Some(&hash)))),
+            (_, hash) => {
+                let (names, party) = (self.names.clone(), caller.peer.party.clone());
+                Begun::Later(Box::pin(async move {
+                    let names = names.learn(&party, wanted);
+                    let hash = async {
+                        Ok(match hash {
+                            Hash::Unwanted => None,
+                            Hash::Known(hash) => Some(hash),
+                            Hash::Pending(hash) => Some(hash.await?),
+                        })
+                    };
+                    let (names, hash) = tokio::try_join!(names, hash)?;
+                    Ok(all(selectors, &names, hash.as_deref()))
+                }))
+            }
         }
-        if self.settings.discover_workload_path {
-            self.program(&caller.peer, &mut selectors).await?;
-        }
-        Ok(selectors)
     }
+}
+
+/// The selectors by number and path, and those by name and hash; names in the order of user, group, further groups.
+fn all(mut selectors: Vec<Selector>, names: &[Option<Arc<str>>], hash: Option<&str>) -> Vec<Selector> {
+    let kinds = ["user", "group"].into_iter().chain(std::iter::repeat("supplementary_group"));
+    let named = names.iter().zip(kinds).filter_map(|(name, kind)| selector(kind, name.as_ref()?.as_bytes()));
+    selectors.extend(named);
+    selectors.extend(hash.and_then(|hash| selector("sha256", hash.as_bytes())));
+    selectors
 }
 
 /// `unix:kind:value`; nothing for what cannot be text, which no entry can ask for either.
@@ -164,61 +211,94 @@ impl State {
 }
 
 /// The hash in hexadecimal, or why there is none.
-type Hashed = Result<Arc<str>, Arc<io::Error>>;
+type Hashed = Result<Arc<str>, Failure>;
 type Pending = Shared<BoxFuture<'static, Hashed>>;
 
-/// Hashes of programs, each computed once however many ask, and computed to its end even if all who asked have gone:
-/// the next one who asks finds it.
+#[derive(Debug, Clone)]
+enum Failure {
+    Busy(PoolError),
+    Read(Arc<io::Error>),
+}
+
+impl From<Failure> for AttestError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Busy(error) => Self::Busy(error),
+            Failure::Read(error) if error.kind() == io::ErrorKind::InvalidData => Self::Changing,
+            Failure::Read(error) => Self::Read { what: "program", source: io::Error::new(error.kind(), error) },
+        }
+    }
+}
+
+/// Hashes of programs, each computed once for all callers of a party that ask, and to its end even if all who asked
+/// have gone: the next one who asks finds it. A party hashes one file at a time on a thread of its own, so nobody's
+/// huge program, nor one that never comes to its end, keeps another party waiting.
+#[derive(Clone)]
 struct Hashes {
-    known: Mutex<(HashMap<State, Pending>, VecDeque<State>)>,
-    turns: Arc<Semaphore>,
+    inner: Arc<Mutex<Kept>>,
+    pool: Pool,
+}
+
+#[derive(Default)]
+struct Kept {
+    known: HashMap<State, Arc<str>>,
+    /// The same, in the order in which they came.
+    order: VecDeque<State>,
+    pending: HashMap<(Party, State), Pending>,
 }
 
 impl Default for Hashes {
     fn default() -> Self {
-        Self { known: Mutex::default(), turns: Arc::new(Semaphore::new(HASHED_AT_ONCE)) }
+        let pool = Pool::new("hashing", Limits { threads: 32, per_party: 1, waiting_per_party: 16 });
+        Self { inner: Arc::default(), pool }
     }
 }
 
 impl Hashes {
-    async fn of(&self, program: File, metadata: &Metadata) -> Result<Arc<str>, AttestError> {
-        let state = State::of(metadata);
-        let pending = {
-            let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-            let (hashes, order) = &mut *known;
-            match hashes.get(&state) {
-                Some(pending) => pending.clone(),
-                None => {
-                    let pending = start(program, state, Arc::clone(&self.turns));
-                    if order.len() >= HASHES
-                        && let Some(oldest) = order.pop_front()
-                    {
-                        hashes.remove(&oldest);
-                    }
-                    order.push_back(state);
-                    hashes.insert(state, pending.clone());
-                    pending
-                }
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The hash of a file in this state, which is begun if nobody did so yet: one owned job reads, hashes and puts the
+    /// result where the next one finds it.
+    fn of(&self, party: &Party, program: File, state: State) -> Result<Hash, PoolError> {
+        let mut kept = self.kept();
+        if let Some(known) = kept.known.get(&state) {
+            return Ok(Hash::Known(Arc::clone(known)));
+        }
+        let key = (party.clone(), state);
+        if let Some(pending) = kept.pending.get(&key) {
+            return Ok(Hash::Pending(pending.clone()));
+        }
+        let (this, done) = (self.clone(), key.clone());
+        let started = self.pool.start(party.name(), move || {
+            let hashed = hash(program, state);
+            let mut kept = this.kept();
+            kept.pending.remove(&done);
+            if let Ok(hash) = &hashed {
+                kept.keep(state, hash);
             }
-        };
-        pending.await.map_err(|error| {
-            let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-            known.0.remove(&state);
-            known.1.retain(|kept| *kept != state);
-            match error.kind() {
-                io::ErrorKind::InvalidData => AttestError::Changing,
-                kind => AttestError::Read { what: "program", source: io::Error::new(kind, error) },
-            }
-        })
+            hashed
+        })?;
+        let hashed =
+            started.map(|hashed| hashed.map_err(Failure::Busy)?.map_err(|error| Failure::Read(Arc::new(error))));
+        let pending = hashed.boxed().shared();
+        kept.pending.insert(key, pending.clone());
+        Ok(Hash::Pending(pending))
     }
 }
 
-fn start(program: File, state: State, turns: Arc<Semaphore>) -> Pending {
-    let work = async move {
-        let _turn = turns.acquire_owned().await.map_err(io::Error::other)?;
-        tokio::task::spawn_blocking(move || hash(program, state)).await.map_err(io::Error::other)?
-    };
-    work.map(|hashed| hashed.map_err(Arc::new)).boxed().shared()
+impl Kept {
+    fn keep(&mut self, state: State, hash: &Arc<str>) {
+        if self.order.len() >= HASHES
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.known.remove(&oldest);
+        }
+        if self.known.insert(state, Arc::clone(hash)).is_none() {
+            self.order.push_back(state);
+        }
+    }
 }
 
 fn hash(mut program: File, state: State) -> io::Result<Arc<str>> {

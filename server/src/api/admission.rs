@@ -170,7 +170,7 @@ async fn admit(
     if core.audit.writes_lines() {
         request_id = Some(Arc::from(core.entropy.uuid_v4()));
         if let CallerKind::Local(process) = &caller.kind {
-            caller_path = process.executable_path().map(Arc::from);
+            caller_path = process.executable_path().await.map(Arc::from);
         }
     }
     Ok(Admission { caller, role, method, deadline, request_id, caller_path })

@@ -11,12 +11,13 @@ fn pinned(ours: Blocking) -> Result<UnixPeer, PeerError> {
 #[tokio::test]
 async fn a_peer_is_what_proc_says() {
     let (ours, _theirs) = Blocking::pair().unwrap();
-    let peer = pinned(ours).unwrap();
+    let peer = Arc::new(pinned(ours).unwrap());
     assert_eq!(peer.pid, i32::try_from(std::process::id()).unwrap());
     let credentials = peer.credentials().unwrap();
     assert_eq!((credentials.uid, credentials.gid), (peer.uid, peer.gid));
-    assert!(peer.executable.is_some());
-    assert_eq!(peer.executable_path(), std::env::current_exe().ok());
+    let program = fs::metadata("/proc/self/exe").unwrap();
+    assert_eq!(peer.executable, Some(FileId { device: program.dev(), inode: program.ino() }));
+    assert_eq!(peer.executable_path().await, std::env::current_exe().ok());
     peer.still_same().unwrap();
     assert!(peer.is_alive());
 }
@@ -35,7 +36,7 @@ async fn h_70_a_peer_that_ends_or_becomes_another_program_is_refused() {
         Command::new("python3").args(["-c", &script]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
     std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stdout.as_mut().unwrap()), &mut line).unwrap();
-    let peer = pinned(Blocking::connect(&path).unwrap()).unwrap();
+    let peer = Arc::new(pinned(Blocking::connect(&path).unwrap()).unwrap());
     assert_eq!(peer.pid, i32::try_from(child.id()).unwrap());
     peer.still_same().unwrap();
     drop(child.stdin.take());
@@ -47,7 +48,7 @@ async fn h_70_a_peer_that_ends_or_becomes_another_program_is_refused() {
     tokio::time::timeout(std::time::Duration::from_secs(20), changed).await.unwrap();
     assert!(matches!(peer.still_same(), Err(PeerError::OtherProgram)), "{:?}", peer.still_same());
     // What it runs now is not what asked.
-    assert_eq!(peer.executable_path(), None);
+    assert_eq!(peer.executable_path().await, None);
     child.kill().unwrap();
     // Not waited for yet: a zombie has ended, too.
     tokio::time::timeout(std::time::Duration::from_secs(20), peer.gone()).await.unwrap();

@@ -88,9 +88,70 @@ impl Line {
     }
 }
 
+/// What one open call takes of its listener; an extension of every request. Whoever has most gives first when the
+/// listener runs short, so a service says what it learns of a call. Clones are of the same call.
+#[derive(Clone)]
+pub struct Share {
+    inner: Arc<(Arc<Line>, Mutex<Taken>)>,
+}
+
+impl std::fmt::Debug for Share {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Share").field(&self.taken()).finish()
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Taken {
+    weight: usize,
+    entitled: bool,
+    ended: bool,
+}
+
+impl Share {
+    /// Memory that weighs as much as a call that holds next to nothing.
+    const UNIT: usize = 2048;
+
+    fn new(line: &Arc<Line>) -> Self {
+        line.seat.take(1);
+        let taken = Taken { weight: 1, entitled: false, ended: false };
+        Self { inner: Arc::new((Arc::clone(line), Mutex::new(taken))) }
+    }
+
+    fn taken(&self) -> std::sync::MutexGuard<'_, Taken> {
+        self.inner.1.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The call holds so many bytes more, until it ends.
+    pub fn holds(&self, bytes: usize) {
+        let weight = bytes / Self::UNIT;
+        let mut taken = self.taken();
+        if weight > 0 && !taken.ended {
+            taken.weight += weight;
+            self.inner.0.seat.take(weight);
+        }
+    }
+
+    /// The caller is entitled to what it asks for.
+    pub fn entitled(&self) {
+        let mut taken = self.taken();
+        if !taken.entitled && !taken.ended {
+            taken.entitled = true;
+            self.inner.0.seat.entitle();
+        }
+    }
+
+    fn end(&self) {
+        let mut taken = self.taken();
+        taken.ended = true;
+        self.inner.0.seat.give_back(taken.weight, taken.entitled);
+    }
+}
+
 /// An open call; counts as given up if it is dropped before its end.
 struct Open {
     line: Arc<Line>,
+    share: Share,
     finished: bool,
 }
 
@@ -100,14 +161,13 @@ impl Open {
             line.first.notify_waiters();
         }
         line.open.fetch_add(1, Ordering::AcqRel);
-        line.seat.open_stream();
-        Self { line: Arc::clone(line), finished: false }
+        Self { line: Arc::clone(line), share: Share::new(line), finished: false }
     }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.line.seat.close_stream();
+        self.share.end();
         if self.line.open.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.line.idle.notify_waiters();
         }
@@ -157,6 +217,7 @@ async fn answer(mut open: Open, mut request: Request<Incoming>) -> Response<Repl
         request.extensions_mut().insert(peer.clone());
     }
     request.extensions_mut().insert(line.ending.clone());
+    request.extensions_mut().insert(open.share.clone());
     let mut routes = line.routes.clone();
     let request = request.map(tonic::body::Body::new);
     let answered = tokio::select! {

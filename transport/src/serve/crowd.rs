@@ -4,6 +4,10 @@
 //! proxy that needs many connections, or too large in sum; so nothing is taken from anybody until there is not enough
 //! for all, and then the newest connections of the heaviest party go first. Before anybody is known it is the other way
 //! round: an honest handshake is over in milliseconds, so what has lasted longest is least likely to become one.
+//!
+//! Who is served an identity comes before who is not: of a party that holds more than a few connections without any
+//! entitled call, such connections go first, however heavy others are. A few each party may have in any case, because
+//! every connection begins as one.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
@@ -16,19 +20,24 @@ pub(super) trait Party: Clone + Eq + Hash + Send + 'static {
     /// What is weighed first: parties of one group answer for each other, so that nobody gains by multiplying.
     type Group: Clone + Eq + Hash + Send;
 
-    /// The group; asked for when things run short, so it may read files.
+    /// The group.
     fn group(&self) -> Self::Group;
 }
 
 struct Member {
     ending: Ending,
+    /// Weight of its calls.
     streams: usize,
+    /// Calls among them that are entitled.
+    entitled: usize,
 }
 
 struct Held<G> {
-    group: Option<G>,
+    group: G,
     members: BTreeMap<u64, Member>,
     streams: usize,
+    /// Members without an entitled call.
+    plain: usize,
 }
 
 struct Inner<P: Party> {
@@ -40,6 +49,8 @@ struct Inner<P: Party> {
     leaving: usize,
     streams: usize,
     first: First,
+    /// Connections without an entitled call that each group may have as long as there are heavier ones.
+    allowance: usize,
 }
 
 /// The connections of one listener.
@@ -83,6 +94,7 @@ impl<P: Party> Crowd<P> {
                 leaving: 0,
                 streams: 0,
                 first,
+                allowance: (most_connections / 8).clamp(1, 16),
             }),
             most_connections: most_connections.max(1),
             most_streams: most_streams.max(1),
@@ -102,11 +114,13 @@ impl<P: Party> Crowd<P> {
         inner.next += 1;
         inner.connections += 1;
         let held = inner.parties.entry(party.clone()).or_insert_with(|| Held {
-            group: None,
+            group: party.group(),
             members: BTreeMap::new(),
             streams: 0,
+            plain: 0,
         });
-        held.members.insert(number, Member { ending: ending.clone(), streams: 0 });
+        held.members.insert(number, Member { ending: ending.clone(), streams: 0, entitled: 0 });
+        held.plain += 1;
         if inner.connections > self.most_connections {
             inner.shed(Short::Connections, self.most_leaving);
         }
@@ -146,32 +160,41 @@ impl<P: Party> Inner<P> {
     /// way out.
     fn shed(&mut self, short: Short, most: usize) {
         let first = self.first;
-        let mut groups: HashMap<P::Group, (usize, u64)> = HashMap::new();
-        for (party, held) in &mut self.parties {
-            if held.members.is_empty() {
-                continue;
-            }
-            let group = held.group.get_or_insert_with(|| party.group()).clone();
-            let (weight, turn) = groups.entry(group).or_default();
+        let mut groups: HashMap<&P::Group, (usize, usize, u64)> = HashMap::new();
+        for held in self.parties.values().filter(|held| !held.members.is_empty()) {
+            let (plain, weight, turn) = groups.entry(&held.group).or_default();
+            *plain += held.plain;
             *weight += held.weight(short);
             *turn = held.turn(first).max(*turn);
         }
-        let Some((heaviest, _)) = groups.into_iter().max_by_key(|(_, weight)| *weight) else { return };
+        let plainest = groups.iter().max_by_key(|(_, (plain, _, turn))| (*plain, *turn));
+        let plainest = match (short, first) {
+            (Short::Connections, First::Newest) => plainest.filter(|(_, (plain, ..))| *plain > self.allowance),
+            _ => None,
+        };
+        let heaviest = plainest.or_else(|| groups.iter().max_by_key(|(_, (_, weight, turn))| (*weight, *turn)));
+        let Some(heaviest) = heaviest.map(|(group, _)| (*group).clone()) else { return };
+        let of_plain = plainest.is_some();
         let Some(held) = self
             .parties
             .values_mut()
-            .filter(|held| held.group.as_ref() == Some(&heaviest))
-            .max_by_key(|held| (held.weight(short), held.turn(first)))
+            .filter(|held| held.group == heaviest)
+            .max_by_key(|held| (if of_plain { held.plain } else { held.weight(short) }, held.turn(first)))
         else {
             return;
         };
+        let newest = || held.members.keys().next_back().copied();
         let victim = match (short, first) {
-            (Short::Connections, First::Newest) => held.members.keys().next_back().copied(),
+            (Short::Connections, First::Newest) => {
+                let plain = held.members.iter().rfind(|(_, member)| member.entitled == 0);
+                plain.map(|(number, _)| *number).or_else(newest)
+            }
             (Short::Connections, First::Oldest) => held.members.keys().next().copied(),
             (Short::Streams, _) => held.members.iter().max_by_key(|(number, m)| (m.streams, **number)).map(|(n, _)| *n),
         };
         if let Some(member) = victim.and_then(|number| held.members.remove(&number)) {
             held.streams = held.streams.saturating_sub(member.streams);
+            held.plain = held.plain.saturating_sub(usize::from(member.entitled == 0));
             self.streams = self.streams.saturating_sub(member.streams);
             self.connections = self.connections.saturating_sub(1);
             member.ending.end(if self.leaving < most { Reason::Overload } else { Reason::Dropped });
@@ -198,27 +221,40 @@ impl<G> Held<G> {
 }
 
 impl<P: Party> Place<P> {
-    /// Counts a call of this connection, unless the connection was told to go.
-    pub(super) fn open_stream(&self) {
+    /// Counts more weight of this connection's calls, unless the connection was told to go.
+    pub(super) fn take(&self, weight: usize) {
         let mut inner = self.crowd.inner();
         let Some(held) = inner.parties.get_mut(&self.party) else { return };
         let Some(member) = held.members.get_mut(&self.number) else { return };
-        member.streams += 1;
-        held.streams += 1;
-        inner.streams += 1;
+        member.streams += weight;
+        held.streams += weight;
+        inner.streams += weight;
         if inner.streams > self.crowd.most_streams {
             inner.shed(Short::Streams, self.crowd.most_leaving);
         }
     }
 
-    /// Ends what [`Place::open_stream`] counted.
-    pub(super) fn close_stream(&self) {
+    /// Counts an entitled call.
+    pub(super) fn entitle(&self) {
         let mut inner = self.crowd.inner();
         let Some(held) = inner.parties.get_mut(&self.party) else { return };
         let Some(member) = held.members.get_mut(&self.number) else { return };
-        member.streams = member.streams.saturating_sub(1);
-        held.streams = held.streams.saturating_sub(1);
-        inner.streams = inner.streams.saturating_sub(1);
+        held.plain -= usize::from(member.entitled == 0);
+        member.entitled += 1;
+    }
+
+    /// Ends what [`Place::take`] and [`Place::entitle`] counted for one call.
+    pub(super) fn give_back(&self, weight: usize, entitled: bool) {
+        let mut inner = self.crowd.inner();
+        let Some(held) = inner.parties.get_mut(&self.party) else { return };
+        let Some(member) = held.members.get_mut(&self.number) else { return };
+        if entitled {
+            member.entitled = member.entitled.saturating_sub(1);
+            held.plain += usize::from(member.entitled == 0);
+        }
+        member.streams = member.streams.saturating_sub(weight);
+        held.streams = held.streams.saturating_sub(weight);
+        inner.streams = inner.streams.saturating_sub(weight);
     }
 }
 
@@ -233,6 +269,7 @@ impl<P: Party> Drop for Place<P> {
         match held.members.remove(&self.number) {
             Some(member) => {
                 held.streams = held.streams.saturating_sub(member.streams);
+                held.plain = held.plain.saturating_sub(usize::from(member.entitled == 0));
                 inner.streams = inner.streams.saturating_sub(member.streams);
                 inner.connections = inner.connections.saturating_sub(1);
             }
@@ -246,17 +283,22 @@ impl<P: Party> Drop for Place<P> {
 
 /// What a call needs of a place, whoever the party is.
 pub(super) trait Seat: Send + Sync {
-    fn open_stream(&self);
-    fn close_stream(&self);
+    fn take(&self, weight: usize);
+    fn entitle(&self);
+    fn give_back(&self, weight: usize, entitled: bool);
 }
 
 impl<P: Party + Sync> Seat for Place<P> {
-    fn open_stream(&self) {
-        Place::open_stream(self);
+    fn take(&self, weight: usize) {
+        Place::take(self, weight);
     }
 
-    fn close_stream(&self) {
-        Place::close_stream(self);
+    fn entitle(&self) {
+        Place::entitle(self);
+    }
+
+    fn give_back(&self, weight: usize, entitled: bool) {
+        Place::give_back(self, weight, entitled);
     }
 }
 
@@ -344,16 +386,53 @@ mod tests {
         let crowd = Crowd::new(10, 5, First::Newest);
         let (quiet, quiet_place) = enter(&crowd, "quiet", 1);
         let (loud, loud_place) = enter(&crowd, "loud", 2);
-        quiet_place.open_stream();
+        quiet_place.take(1);
         for _ in 0..4 {
-            loud_place.open_stream();
+            loud_place.take(1);
         }
         assert_eq!(loud.reason(), None);
-        loud_place.open_stream();
+        loud_place.take(1);
         assert_eq!((quiet.reason(), loud.reason()), (None, Some(Reason::Overload)));
         assert_eq!(crowd.inner().streams, 1);
-        loud_place.close_stream();
-        quiet_place.close_stream();
+        loud_place.give_back(1, false);
+        quiet_place.give_back(1, false);
         assert_eq!(crowd.inner().streams, 0);
+    }
+
+    #[test]
+    fn connections_without_an_entitled_call_go_first() {
+        let crowd = Crowd::new(8, 100, First::Newest);
+        let gone = |held: &(Ending, Place<Process>)| held.0.reason().is_some();
+        let served: Vec<_> = (0..5).map(|_| enter(&crowd, "served", 1)).collect();
+        served.iter().for_each(|(_, place)| place.entitle());
+        let mut idle: Vec<_> = (0..3).map(|_| enter(&crowd, "idle", 2)).collect();
+        // The lighter party goes first while it has more than its allowance of one.
+        idle.push(enter(&crowd, "late", 3));
+        assert_eq!(idle.iter().map(gone).collect::<Vec<_>>(), [false, false, true, false]);
+        idle.push(enter(&crowd, "later", 4));
+        assert_eq!(idle.iter().map(gone).collect::<Vec<_>>(), [false, true, true, false, false]);
+        // Then everybody has what every party may have, and the heaviest gives.
+        let last = enter(&crowd, "last", 5);
+        assert!(!gone(&last) && !gone(&idle[0]) && !gone(&idle[3]) && !gone(&idle[4]));
+        assert_eq!(served.iter().map(gone).collect::<Vec<_>>(), [false, false, false, false, true]);
+        // Of its connections, one whose entitled call is over.
+        served[1].1.give_back(0, true);
+        let again = enter(&crowd, "again", 6);
+        assert!(!gone(&again));
+        assert_eq!(served.iter().map(gone).collect::<Vec<_>>(), [false, true, false, false, true]);
+        drop((served, idle, last, again));
+        assert_eq!(crowd.inner().parties.len(), 0);
+    }
+
+    #[test]
+    fn calls_that_hold_much_weigh_much() {
+        let crowd = Crowd::new(10, 100, First::Newest);
+        let (quiet, quiet_place) = enter(&crowd, "quiet", 1);
+        let (loud, loud_place) = enter(&crowd, "loud", 2);
+        (0..20).for_each(|_| quiet_place.take(1));
+        loud_place.take(1);
+        loud_place.take(80);
+        assert_eq!((quiet.reason(), loud.reason()), (None, Some(Reason::Overload)));
+        assert_eq!(crowd.inner().streams, 20);
     }
 }

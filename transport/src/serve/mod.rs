@@ -1,6 +1,6 @@
 //! The one accept loop: gRPC over HTTP/2, on TCP with TLS and on Unix sockets.
 //!
-//! Each request carries its [`crate::peer::Peer`] and its connection's [`Ending`] as extensions. When a connection has
+//! Each request carries its [`crate::peer::Peer`], its connection's [`Ending`] and its own [`Share`] as extensions. When a connection has
 //! to end, every response that is still open ends with Unavailable, which makes clients of every library come back,
 //! then the client is told to go away, and after a grace the connection is dropped.
 
@@ -14,6 +14,7 @@ mod routes;
 mod tcp;
 mod unix;
 
+pub use call::Share;
 pub use ending::{Ending, Reason};
 pub use routes::{Answer, Routes};
 pub(crate) use tcp::tune;

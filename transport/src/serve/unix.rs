@@ -1,22 +1,21 @@
 //! Unix sockets: every connection belongs to a process of this machine.
 
-use std::collections::hash_map::DefaultHasher;
-use std::fs;
-use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
+use runtime::pool::Pool;
 use runtime::shutdown::{Shutdown, Tasks};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::time::timeout;
 
 use super::call::Line;
 use super::connection;
-use super::crowd::{Crowd, First, Party};
+use super::crowd::{self, Crowd, First};
 use super::ending::{Ending, Reason};
 use super::routes::Routes;
 use super::{ACCEPT_PAUSE, concerns_one_connection, descriptors};
 use crate::authority::AuthorityFix;
-use crate::peer::{Peer, UnixPeer};
+use crate::peer::{Arrival, Party, Peer, PeerError, UnixPeer, threads};
 
 /// What a Unix listener grants to the processes of this machine.
 #[derive(Debug, Clone)]
@@ -24,9 +23,11 @@ use crate::peer::{Peer, UnixPeer};
 pub struct UnixLimits {
     /// How long after `connect` the first request has to come.
     pub first_request_timeout: Duration,
-    /// How many connections may be open; beyond it, the newest of the heaviest user and control group go.
+    /// How many connections may be open; beyond it, some of the heaviest party go, those without an
+    /// entitled call first.
     pub connections: usize,
-    /// How many calls may be open in all; beyond it, connections go likewise.
+    /// How many calls may be open in all, each 2 KiB that a call holds counted as one more; beyond it, connections go
+    /// likewise.
     pub streams: usize,
     /// How many calls one connection may have open; clients wait at this limit, or are refused the call.
     pub streams_per_connection: u32,
@@ -54,25 +55,18 @@ impl UnixLimits {
     }
 }
 
-/// A process by number and user, and its control group once things run short.
+/// A process, and who answers for it.
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Process {
-    uid: u32,
+    party: Party,
     pid: i32,
 }
 
-/// All those that cannot be seen.
-const UNSEEN: Process = Process { uid: u32::MAX, pid: 0 };
+impl crowd::Party for Process {
+    type Group = Party;
 
-impl Party for Process {
-    type Group = (u32, u64);
-
-    fn group(&self) -> Self::Group {
-        // Containers often share a user; a control group cannot be left by those inside.
-        let cgroup = fs::read(format!("/proc/{}/cgroup", self.pid)).unwrap_or_default();
-        let mut hasher = DefaultHasher::new();
-        cgroup.hash(&mut hasher);
-        (self.uid, hasher.finish())
+    fn group(&self) -> Party {
+        self.party.clone()
     }
 }
 
@@ -82,6 +76,7 @@ pub async fn unix(listener: UnixListener, routes: Routes, limits: UnixLimits, sh
     let (trigger, _) = Shutdown::new();
     let tasks = Tasks::new(trigger);
     let crowd = Crowd::new(limits.connections, limits.streams, First::Newest);
+    let pool = threads();
     let limits = Arc::new(limits);
     let http2 = Arc::new(connection::http2(limits.streams_per_connection, 64 * 1024));
     loop {
@@ -101,35 +96,78 @@ pub async fn unix(listener: UnixListener, routes: Routes, limits: UnixLimits, sh
             }
         };
         let ending = Ending::new();
-        let peer = match UnixPeer::pin(&stream) {
-            Ok(peer) => Some(Arc::new(peer)),
-            Err(error) if error.is_shortage() => {
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "Cannot look at a local caller; the heaviest has to give"
-                );
-                crowd.shed();
-                ending.end(Reason::Overload);
-                None
-            }
+        let arrival = match Arrival::of(&stream) {
+            Ok(arrival) => Some(arrival),
             Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "Refused a local connection");
-                ending.end(Reason::ProcessUnseen);
+                refuse(&error, &ending, &crowd);
                 None
             }
         };
-        let party = peer.as_ref().map_or(UNSEEN, |peer| Process { uid: peer.uid, pid: peer.pid });
-        let Some(place) = crowd.enter(party.clone(), ending.clone()) else {
-            tracing::debug!(pid = party.pid, uid = party.uid, "Dropped a local connection: too many are open");
+        let process = match &arrival {
+            Some(arrival) => Process { party: arrival.party.clone(), pid: arrival.pid },
+            None => Process { party: Party::unseen(), pid: 0 },
+        };
+        let Some(place) = crowd.enter(process.clone(), ending.clone()) else {
+            tracing::debug!(pid = process.pid, party = %process.party, "Dropped a local connection: too many are open");
             continue;
         };
-        let line = Line::new(peer.clone().map(Peer::Unix), ending, routes.clone(), Box::new(place));
-        let (http2, limits) = (Arc::clone(&http2), Arc::clone(&limits));
-        tasks.spawn("local connection", async move { serve(stream, line, peer, &http2, &limits).await });
+        let (http2, limits, routes) = (Arc::clone(&http2), Arc::clone(&limits), routes.clone());
+        let (crowd, pool) = (Arc::clone(&crowd), pool.clone());
+        tasks.spawn("local connection", async move {
+            // Nothing of the connection is read before its process is known.
+            let pinned = match arrival {
+                Some(arrival) => pin(arrival, &pool, &ending, &crowd, limits.first_request_timeout).await,
+                None => None,
+            };
+            let peer = pinned.map(Arc::new);
+            let line = Line::new(peer.clone().map(Peer::Unix), ending, routes, Box::new(place));
+            serve(stream, line, peer, &http2, &limits).await;
+        });
     }
     drop(listener);
     crowd.end_all(Reason::Shutdown);
     tasks.join_all(connection::DRAIN + Duration::from_secs(1)).await;
+}
+
+/// The process that connected, unless the connection has to end, which `ending` then says.
+async fn pin(
+    arrival: Arrival,
+    pool: &Pool,
+    ending: &Ending,
+    crowd: &Crowd<Process>,
+    patience: Duration,
+) -> Option<UnixPeer> {
+    let party = arrival.party.clone();
+    tokio::select! {
+        pinned = timeout(patience, arrival.pin(pool)) => match pinned {
+            Ok(Ok(peer)) => return Some(peer),
+            Ok(Err(error)) => refuse(&error, ending, crowd),
+            Err(_) => {
+                tracing::debug!(%party, "A local caller could not be looked at in time");
+                ending.end(Reason::Overload);
+            }
+        },
+        _ = ending.ended() => {}
+    }
+    None
+}
+
+/// Ends a connection whose process is not known.
+fn refuse(error: &PeerError, ending: &Ending, crowd: &Crowd<Process>) {
+    if error.is_shortage() {
+        tracing::warn!(
+            error = error as &dyn std::error::Error,
+            "Cannot look at a local caller; the heaviest has to give"
+        );
+        crowd.shed();
+        ending.end(Reason::Overload);
+    } else if matches!(error, PeerError::Busy(_)) {
+        tracing::debug!(error = error as &dyn std::error::Error, "Cannot look at a local caller now");
+        ending.end(Reason::Overload);
+    } else {
+        tracing::warn!(error = error as &dyn std::error::Error, "Refused a local connection");
+        ending.end(Reason::ProcessUnseen);
+    }
 }
 
 async fn serve(

@@ -1,10 +1,17 @@
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::time::Duration;
+
 use spiffe::selector::SelectorSet;
 use tokio::net::UnixStream;
 
+use super::super::Selectors;
 use super::*;
+
+const PATIENCE: Duration = Duration::from_secs(20);
 
 fn myself() -> (Caller, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
@@ -17,8 +24,15 @@ fn settings() -> Settings {
     Settings { discover_workload_path: true, ..Settings::default() }
 }
 
+async fn attest(unix: &Unix, caller: &Caller) -> Selectors {
+    match unix.begin(caller) {
+        Begun::Says(said) => said,
+        Begun::Later(later) => tokio::time::timeout(PATIENCE, later).await.unwrap(),
+    }
+}
+
 async fn values(unix: &Unix, caller: &Caller) -> Vec<String> {
-    let set: SelectorSet = unix.attest(caller).await.unwrap().into_iter().collect();
+    let set: SelectorSet = attest(unix, caller).await.unwrap().into_iter().collect();
     set.iter().map(|selector| selector.value().to_owned()).collect()
 }
 
@@ -51,11 +65,20 @@ async fn user_groups_and_program() {
 async fn size_limits() {
     let (caller, _theirs) = myself();
     let small = Unix::new(Settings { workload_size_limit: 1.into(), ..settings() });
-    assert!(matches!(small.attest(&caller).await, Err(AttestError::TooLarge { limit: 1, .. })));
+    assert!(matches!(attest(&small, &caller).await, Err(AttestError::TooLarge { limit: 1, .. })));
     let none = values(&Unix::new(Settings { workload_size_limit: (-1).into(), ..settings() }), &caller).await;
     assert!(none.iter().any(|value| value.starts_with("path:")));
     assert!(none.iter().all(|value| !value.starts_with("sha256:")));
     assert_eq!(SizeLimit::from(0), SizeLimit::None);
+}
+
+async fn hashed(hashes: &Hashes, party: &str, file: File, metadata: &Metadata) -> Result<Arc<str>, AttestError> {
+    let party = Party::of(&format!("0::/system.slice/{party}.service"), 0);
+    match hashes.of(&party, file, State::of(metadata)).map_err(AttestError::Busy)? {
+        Hash::Known(hash) => Ok(hash),
+        Hash::Pending(hash) => Ok(tokio::time::timeout(PATIENCE, hash).await.unwrap()?),
+        Hash::Unwanted => panic!(),
+    }
 }
 
 #[tokio::test]
@@ -70,16 +93,151 @@ async fn a_hash_is_computed_once_for_each_state_of_a_file() {
         (file, metadata)
     };
     let (file, metadata) = of("one");
-    let first = hashes.of(file, &metadata).await.unwrap();
-    let again = hashes.of(File::open(&path).unwrap(), &metadata).await.unwrap();
+    let first = hashed(&hashes, "a", file, &metadata).await.unwrap();
+    let again = hashed(&hashes, "b", File::open(&path).unwrap(), &metadata).await.unwrap();
     assert!(Arc::ptr_eq(&first, &again));
     let (file, metadata) = of("another");
-    assert_ne!(hashes.of(file, &metadata).await.unwrap(), first);
+    assert_ne!(hashed(&hashes, "a", file, &metadata).await.unwrap(), first);
     // A file that is not in the state that was asked for is not hashed into that state.
     let (_, stale) = of("three");
     let (file, _) = of("three and more");
-    assert!(matches!(hashes.of(file, &stale).await, Err(AttestError::Changing)));
-    assert_eq!(hashes.known.lock().unwrap().0.len(), 2);
+    assert!(matches!(hashed(&hashes, "a", file, &stale).await, Err(AttestError::Changing)));
+    let kept = hashes.kept();
+    assert_eq!((kept.known.len(), kept.pending.len()), (2, 0));
+}
+
+/// A file whose content never comes, until somebody writes to it.
+fn silent(folder: &Path, name: &str) -> (File, File) {
+    let path = folder.join(name);
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let both = File::options().read(true).write(true).open(&path).unwrap();
+    (File::open(&path).unwrap(), both)
+}
+
+#[tokio::test]
+async fn look_ups_that_were_given_up_or_never_end_keep_nobody_from_hashing() {
+    let folder = tempfile::tempdir().unwrap();
+    let hashes = Hashes::default();
+    let one = Party::of_user(1);
+    let mut holding = Vec::new();
+    for number in 0..3 {
+        let (file, writer) = silent(folder.path(), &number.to_string());
+        let state = State::of(&file.metadata().unwrap());
+        let begun = hashes.of(&one, file, state).unwrap();
+        assert!(matches!(begun, Hash::Pending(_)));
+        // Nobody waits for it; it is asked for once more, and is the same one.
+        drop(begun);
+        let again = File::open(folder.path().join(number.to_string())).unwrap();
+        drop(hashes.of(&one, again, state).unwrap());
+        holding.push((state, writer));
+    }
+    assert_eq!(hashes.kept().pending.len(), 3);
+    assert_eq!(hashes.pool.busy(), 1);
+    let path = folder.path().join("program");
+    fs::write(&path, "program").unwrap();
+    let open = || File::open(&path).unwrap();
+    let metadata = open().metadata().unwrap();
+    let hash = hashed(&hashes, "other", open(), &metadata).await.unwrap();
+    let digest: String =
+        digest::digest(&digest::SHA256, b"program").as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(&*hash, digest);
+    // Once the content comes, the look-ups that were given up end, and their party goes on.
+    drop(holding);
+    let done = async {
+        while !hashes.kept().pending.is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, done).await.unwrap();
+}
+
+/// A name service that counts, and hangs or fails when told to.
+#[derive(Clone)]
+struct Service {
+    asked: Arc<AtomicUsize>,
+    hangs: Arc<AtomicBool>,
+    fails: Arc<AtomicBool>,
+    held: Arc<Mutex<mpsc::Receiver<()>>>,
+}
+
+impl Service {
+    fn new() -> (Self, mpsc::Sender<()>) {
+        let (hold, held) = mpsc::channel();
+        let held = Arc::new(Mutex::new(held));
+        (Self { asked: Arc::default(), hangs: Arc::default(), fails: Arc::default(), held }, hold)
+    }
+}
+
+impl NameService for Service {
+    fn name(&self, of: Of) -> io::Result<Option<String>> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        if self.hangs.load(Ordering::SeqCst) {
+            let _ = self.held.lock().unwrap().recv();
+        }
+        if self.fails.load(Ordering::SeqCst) {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        let (Of::User(number) | Of::Group(number)) = of;
+        Ok((number != 0).then(|| format!("n{number}")))
+    }
+}
+
+fn as_if(caller: &Caller, uid: u32, groups: Vec<u32>) -> Caller {
+    let credentials = transport::peer::Credentials { uid, gid: 7, groups };
+    Caller { peer: Arc::clone(&caller.peer), credentials }
+}
+
+#[tokio::test]
+async fn at_most_a_thousand_groups_are_asked_for_by_name_and_all_are_told_by_number() {
+    let (caller, _theirs) = myself();
+    let (service, _hold) = Service::new();
+    let unix = Unix::with(Settings::default(), Box::new(service.clone()));
+    let caller = as_if(&caller, 5, (10_000..75_536).collect());
+    let found = values(&unix, &caller).await;
+    let count = |kind: &str| found.iter().filter(|value| value.starts_with(kind)).count();
+    assert_eq!((count("supplementary_gid:"), count("supplementary_group:")), (65_536, NAMED_GROUPS));
+    assert_eq!((count("user:n5"), count("group:n7")), (1, 1));
+    assert_eq!(service.asked.load(Ordering::SeqCst), NAMED_GROUPS + 2);
+    // For a while the names are believed.
+    assert!(matches!(unix.begin(&caller), Begun::Says(Ok(_))));
+    assert_eq!(service.asked.load(Ordering::SeqCst), NAMED_GROUPS + 2);
+}
+
+#[tokio::test]
+async fn a_name_service_that_hangs_costs_those_who_need_it_and_is_never_taken_for_a_lack_of_names() {
+    let (caller, _theirs) = myself();
+    let (service, hold) = Service::new();
+    let unix = Unix::with(Settings::default(), Box::new(service.clone()));
+    let known = as_if(&caller, 5, vec![]);
+    assert!(values(&unix, &known).await.contains(&"user:n5".to_owned()));
+    service.hangs.store(true, Ordering::SeqCst);
+    let mut waiting = Vec::new();
+    for uid in 100..110 {
+        let Begun::Later(mut later) = unix.begin(&as_if(&caller, uid, vec![])) else { panic!() };
+        assert!(futures_util::poll!(&mut later).is_pending());
+        waiting.push(later);
+    }
+    let asked = async {
+        while service.asked.load(Ordering::SeqCst) < 4 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, asked).await.unwrap();
+    // Who needs no new names is answered at once, of the same party too; and the hung ones are two.
+    for _ in 0..100 {
+        assert!(values(&unix, &known).await.contains(&"user:n5".to_owned()));
+    }
+    assert_eq!(service.asked.load(Ordering::SeqCst), 4);
+    // All but one give up; what they would have asked is not asked any more.
+    let last = waiting.pop().unwrap();
+    drop(waiting);
+    service.hangs.store(false, Ordering::SeqCst);
+    drop(hold);
+    let found: SelectorSet = tokio::time::timeout(PATIENCE, last).await.unwrap().unwrap().into_iter().collect();
+    assert!(found.contains(&Selector::new("unix", "user:n109").unwrap()));
+    assert_eq!(service.asked.load(Ordering::SeqCst), 5);
+    service.fails.store(true, Ordering::SeqCst);
+    assert!(matches!(attest(&unix, &as_if(&caller, 200, vec![])).await, Err(AttestError::Names(_))));
 }
 
 /// Runs a program of the same path as another one of ours, in a mount namespace of its own.
