@@ -20,7 +20,9 @@ fn odd_process(folder: &Path, mode: u32) -> Result<PathBuf> {
     let program = Binaries::signet()?.agent.with_file_name("signet-odd-process");
     ensure!(program.is_file(), "{} is not built: run `cargo build -p e2e --bins` first", program.display());
     let copy = folder.join(format!("odd-process-{mode:o}"));
-    std::fs::copy(&program, &copy)?;
+    // By another process: whatever is forked here while the copy is open for writing would keep it from being run.
+    let copied = std::process::Command::new("cp").args([&program, &copy]).status()?;
+    ensure!(copied.success(), "copying {} failed", program.display());
     std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(mode))?;
     Ok(copy)
 }
