@@ -1,6 +1,6 @@
 //! Between the messages of the wire and the values of the domain.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -88,6 +88,14 @@ pub enum WireError {
     /// A JWT authority has no key id.
     #[error("missing key ID")]
     KeyId,
+    /// Two different keys under one id, as the reader of bundle documents refuses them.
+    #[error("JWT authority {index} repeats the key ID \"{key_id}\" of another key")]
+    RepeatedKeyId {
+        /// Position among the JWT authorities, from 0.
+        index: usize,
+        /// The id.
+        key_id: Arc<str>,
+    },
 }
 
 /// Whole seconds since 1970; negative before.
@@ -378,7 +386,7 @@ pub fn bundle_of(message: &types::Bundle) -> Result<Bundle, WireError> {
     let trust_domain = TrustDomain::parse_lenient(&message.trust_domain).map_err(WireError::BundleTrustDomain)?;
     Ok(Bundle {
         x509: message.x509_authorities.iter().map(x509_authority).collect::<Result<_, _>>()?,
-        jwt: message.jwt_authorities.iter().map(jwt_authority).collect::<Result<_, _>>()?,
+        jwt: jwt_authorities(&message.jwt_authorities)?,
         refresh_hint: u64::try_from(message.refresh_hint).ok().filter(|hint| *hint > 0).map(Duration::from_secs),
         sequence: message.sequence_number,
         ..Bundle::empty(trust_domain)
@@ -392,6 +400,27 @@ pub fn bundle_of(message: &types::Bundle) -> Result<Bundle, WireError> {
 pub fn x509_authority(message: &types::X509Certificate) -> Result<X509Authority, WireError> {
     let certificate = Certificate::parse(message.asn1.clone()).map_err(WireError::X509Authority)?;
     Ok(X509Authority { der: certificate.der, tainted: false })
+}
+
+/// The JWT authorities that a caller sends: each once, however often it comes.
+///
+/// # Errors
+/// If one of them is malformed, or two differ and have one key id.
+pub fn jwt_authorities(messages: &[types::JwtKey]) -> Result<Vec<JwtAuthority>, WireError> {
+    let mut places: HashMap<Arc<str>, usize> = HashMap::new();
+    let mut authorities: Vec<JwtAuthority> = Vec::new();
+    for (index, message) in messages.iter().enumerate() {
+        let authority = jwt_authority(message)?;
+        match places.get(&authority.key_id).and_then(|place| authorities.get(*place)) {
+            None => {
+                places.insert(Arc::clone(&authority.key_id), authorities.len());
+                authorities.push(authority);
+            }
+            Some(known) if *known == authority => {}
+            Some(_) => return Err(WireError::RepeatedKeyId { index, key_id: authority.key_id }),
+        }
+    }
+    Ok(authorities)
 }
 
 /// A JWT authority that a caller sends.

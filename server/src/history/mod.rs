@@ -11,6 +11,7 @@ pub mod faulty;
 mod group;
 pub mod memory;
 mod meters;
+mod portion;
 mod position;
 pub mod record;
 pub mod replica;
@@ -28,10 +29,11 @@ pub use self::committer::{Committer, ProposeError, Receipt};
 pub use self::engine::{Opened, Reach, Writer, open};
 pub use self::error::{OpenError, StoreError};
 pub use self::group::{Group, GroupId, Kind, Record, RecordKey, Urgency, Write};
+pub use self::portion::Portion;
 pub use self::position::{HistoryId, Position};
 pub use self::replica::{Changes, Feed, Health, Replica, ReplicaError, Step};
 
-/// How many changes one part may have.
+/// How many records one part may write.
 pub const MAX_PART_RECORDS: usize = 100;
 /// How many bytes one record's value may have.
 pub const MAX_VALUE_BYTES: usize = 60 * 1024;

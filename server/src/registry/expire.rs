@@ -26,11 +26,12 @@ pub enum Agents {
 /// Records that one part removes at most.
 const STEP: usize = 90;
 
-/// When there will be something to remove; in the past if there is now.
+/// When there will be something to remove; in the past if there is now. Each of the indexes is asked for its first one,
+/// so this costs the same however much there is.
 pub fn next_removal(state: &State, agents: Agents) -> Option<SystemTime> {
     let ending = state.endings().map(|(at, _)| at).next();
-    let agent = removable_agents(state, agents).map(|(at, _)| at).next();
-    ending.into_iter().chain(agent).min()
+    let kinds = removable_agents(state, agents);
+    ending.into_iter().chain(kinds.filter_map(|mut kind| kind.next()).map(|(at, _)| at)).min()
 }
 
 /// Removes what has ended at `now`, as much as one part holds; to be proposed again until it is empty.
@@ -40,7 +41,7 @@ pub fn prune(state: &State, agents: Agents, now: SystemTime) -> Part {
         Ending::Token(hash) => Some(Change::RemoveToken(hash)),
     });
     let mut changes: Vec<Change> = ended.take(STEP).collect();
-    for (_, gone) in removable_agents(state, agents).take_while(|(at, _)| *at <= now) {
+    for (_, gone) in removable_agents(state, agents).flat_map(|kind| kind.take_while(|(at, _)| *at <= now)) {
         let Ok(mut evicted) = agent::evict(state, &gone.id) else { continue };
         if changes.len() + evicted.changes.len() > STEP && !changes.is_empty() {
             break;
@@ -50,15 +51,21 @@ pub fn prune(state: &State, agents: Agents, now: SystemTime) -> Part {
     Part::new(changes)
 }
 
-/// Agents that may be removed and when, by that time.
-fn removable_agents(state: &State, agents: Agents) -> impl Iterator<Item = (SystemTime, &Arc<Agent>)> {
+/// Agents that may be removed and when, each kind that the policy names by that time.
+fn removable_agents(
+    state: &State,
+    agents: Agents,
+) -> impl Iterator<Item = impl Iterator<Item = (SystemTime, &Arc<Agent>)>> {
     let policy = match agents {
         Agents::Keep => None,
         Agents::RemoveAfter { ended, even_if_they_cannot_reattest } => Some((ended, even_if_they_cannot_reattest)),
     };
-    policy.into_iter().flat_map(|(ended, all)| {
-        let removable = state.agents_by_ending().filter(move |agent| agent.can_reattest || all);
-        removable.filter_map(move |agent| Some((agent.expires_at.checked_add(ended)?, agent)))
+    policy.into_iter().flat_map(move |(ended, all)| {
+        let kinds = [Some(true), all.then_some(false)].into_iter().flatten();
+        kinds.map(move |can_reattest| {
+            let kind = state.agents_by_ending(can_reattest);
+            kind.filter_map(move |agent| Some((agent.expires_at.checked_add(ended)?, agent)))
+        })
     })
 }
 

@@ -233,7 +233,7 @@ impl State {
             self.agents_by_selector.insert(hash_of(selector), agent.ordinal);
         }
         if let Standing::Active { .. } = agent.standing {
-            self.agent_endings.insert((agent.expires_at, agent.ordinal));
+            self.agent_endings.insert((agent.can_reattest, agent.expires_at, agent.ordinal));
         }
         Ok(())
     }
@@ -253,7 +253,7 @@ impl State {
         for selector in &agent.selectors {
             self.agents_by_selector.remove(hash_of(selector), agent.ordinal);
         }
-        self.agent_endings.remove(&(agent.expires_at, agent.ordinal));
+        self.agent_endings.remove(&(agent.can_reattest, agent.expires_at, agent.ordinal));
     }
 
     fn put_token(&mut self, token: JoinToken) {

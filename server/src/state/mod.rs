@@ -61,7 +61,8 @@ pub struct State {
     bundles: OrdMap<TrustDomain, HeldBundle>,
     slots: OrdMap<SlotKey, Arc<AuthoritySlot>>,
     endings: OrdSet<(SystemTime, Ending)>,
-    agent_endings: OrdSet<(SystemTime, u64)>,
+    // Those that can attest again come apart from those that cannot: which of them are removed is a setting.
+    agent_endings: OrdSet<(bool, SystemTime, u64)>,
 }
 
 impl State {
@@ -153,6 +154,12 @@ impl State {
     pub fn entries_federating_with<'a>(&'a self, domain: &TrustDomain) -> impl Iterator<Item = &'a Arc<Entry>> {
         self.entries_of(&self.entries_by_federation, hash_of(domain.as_str()))
             .filter(move |entry| entry.federates_with.contains(domain))
+    }
+
+    /// How many entries federate with this trust domain; never too few, and too many only if another name has the same
+    /// hash. Looks at no entry.
+    pub fn most_federating_with(&self, domain: &TrustDomain) -> usize {
+        self.entries_by_federation.candidates(hash_of(domain.as_str())).count()
     }
 
     /// The entries with exactly this parent, SPIFFE ID and selector set, in the order of their creation.
@@ -266,9 +273,12 @@ impl State {
         self.endings.range((std::ops::Bound::Excluded((at, last)), std::ops::Bound::Unbounded)).copied()
     }
 
-    /// Agents that are not banned, by the end of the certificate in use, earliest first.
-    pub fn agents_by_ending(&self) -> impl Iterator<Item = &Arc<Agent>> {
-        self.agent_endings.iter().filter_map(|(_, ordinal)| self.agents.get(ordinal))
+    /// Agents that are not banned and can, or cannot, attest again by themselves; by the end of the certificate in use,
+    /// earliest first. The first one costs a look-up, however many there are.
+    pub fn agents_by_ending(&self, can_reattest: bool) -> impl Iterator<Item = &Arc<Agent>> {
+        let first = (can_reattest, SystemTime::UNIX_EPOCH, 0);
+        let of_kind = self.agent_endings.range(first..).take_while(move |(kind, ..)| *kind == can_reattest);
+        of_kind.filter_map(|(.., ordinal)| self.agents.get(ordinal))
     }
 
     /// A SPIFFE ID equal to `id` that an entry already holds as its parent, else `id`: entries with one

@@ -320,7 +320,11 @@ impl Model {
         assert_eq!(state.endings().collect::<Vec<_>>(), endings);
         let mut ending_agents: Vec<_> = agents.iter().filter(|agent| !agent.is_banned()).cloned().collect();
         ending_agents.sort_by_key(|agent| (agent.expires_at, agent.ordinal));
-        assert_eq!(state.agents_by_ending().cloned().collect::<Vec<_>>(), ending_agents);
+        for can_reattest in [true, false] {
+            let wanted: Vec<_> =
+                ending_agents.iter().filter(|agent| agent.can_reattest == can_reattest).cloned().collect();
+            assert_eq!(state.agents_by_ending(can_reattest).cloned().collect::<Vec<_>>(), wanted);
+        }
         assert_eq!(state.next_ordinal(), self.next + 1);
     }
 }

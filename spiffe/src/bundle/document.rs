@@ -4,6 +4,7 @@
 //! A malformed element of a *known* use makes the whole document malformed, so that the last good
 //! bundle stays; what the standard tells readers to ignore is left out one element at a time.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -84,7 +85,12 @@ pub(super) fn read_document(
     document: &Map<String, Value>,
 ) -> Result<(Bundle, Vec<BundleWarning>), BundleError> {
     let elements = document.get("keys").and_then(Value::as_array).ok_or(BundleError::NoKeys)?;
-    let mut reader = Reader { bundle: Bundle::empty(trust_domain), warnings: Vec::new() };
+    let mut reader = Reader {
+        bundle: Bundle::empty(trust_domain),
+        certificates: HashSet::new(),
+        key_ids: HashMap::new(),
+        warnings: Vec::new(),
+    };
     for (index, element) in elements.iter().enumerate() {
         reader.element(index, element)?;
     }
@@ -125,6 +131,9 @@ pub(super) fn indented(document: &Value) -> String {
 
 struct Reader {
     bundle: Bundle,
+    // What the bundle has so far, by what makes an element a repetition.
+    certificates: HashSet<Bytes>,
+    key_ids: HashMap<Arc<str>, Bytes>,
     warnings: Vec<BundleWarning>,
 }
 
@@ -195,7 +204,7 @@ impl Reader {
             Err(X509Error::UriCount { count: 0 }) => {}
             _ => self.warnings.push(BundleWarning::ForeignId { index }),
         }
-        if self.bundle.x509.iter().all(|known| known.der != der) {
+        if self.certificates.insert(der.clone()) {
             self.bundle.x509.push(X509Authority { der, tainted: false });
         }
         Ok(())
@@ -229,16 +238,13 @@ impl Reader {
         if ["d", "p", "q", "dp", "dq", "qi", "oth"].iter().any(|member| members.contains_key(*member)) {
             self.warnings.push(BundleWarning::PrivateKey { index });
         }
-        if let Some(known) = self.bundle.jwt.iter().find(|known| *known.key_id == *key_id) {
+        if let Some(known) = self.key_ids.get(key_id) {
             // Two keys of one name: a token could be checked with either, so neither is taken.
-            return if known.public_key == key.spki_der() { Ok(()) } else { Err(BundleError::RepeatedKeyId { index }) };
+            return if known == key.spki_der() { Ok(()) } else { Err(BundleError::RepeatedKeyId { index }) };
         }
-        self.bundle.jwt.push(JwtAuthority {
-            key_id: Arc::from(key_id),
-            public_key: key.spki_der().clone(),
-            expires_at: None,
-            tainted: false,
-        });
+        let (key_id, public_key) = (Arc::<str>::from(key_id), key.spki_der().clone());
+        self.key_ids.insert(Arc::clone(&key_id), public_key.clone());
+        self.bundle.jwt.push(JwtAuthority { key_id, public_key, expires_at: None, tainted: false });
         Ok(())
     }
 }

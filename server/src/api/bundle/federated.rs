@@ -1,7 +1,5 @@
 //! Bundles of other trust domains: stored, replaced, removed, one proposal or more for each.
 
-use std::sync::Arc;
-
 use futures_util::future::join_all;
 use spiffe::bundle::Bundle;
 use spiffe::id::TrustDomain;
@@ -82,6 +80,7 @@ fn refused(refusal: Refusal) -> Failure {
     match refusal {
         Refusal::Exists => Failure::new(Class::Exists, "bundle already exists"),
         Refusal::Absent => Failure::absent("bundle not found"),
+        Refusal::KeyIdTaken { .. } => Failure::invalid("failed to convert bundle").because(refusal),
         Refusal::InUse { .. } => {
             Failure::new(Class::Precondition, "failed to delete federated bundle").because(refusal)
         }
@@ -122,21 +121,10 @@ impl BundleService {
         mask: Option<&types::BundleMask>,
     ) -> Result<types::Bundle, Failure> {
         let trust_domain = self.foreign(&message.trust_domain, storing.not_own())?;
-        let wanted = wire::bundle_of(message)
-            .map(Arc::new)
-            .map_err(|error| Failure::invalid("failed to convert bundle").because(error))?;
-        let mut begun = false;
-        loop {
-            let wanted = Arc::clone(&wanted);
-            let proposed = self.core.committer.propose(Urgency::Normal, move |state, _| {
-                storing.step(state, &wanted, begun).map(|step| (step.part, step.last))
-            });
-            let receipt = proposed.await.map_err(|error| Failure::of_proposal(storing.operation(), error, refused))?;
-            if receipt.value {
-                break;
-            }
-            begun = true;
-        }
+        let wanted =
+            wire::bundle_of(message).map_err(|error| Failure::invalid("failed to convert bundle").because(error))?;
+        let decide = move |state: &State, begun| storing.step(state, &wanted, begun);
+        self.in_steps(Urgency::Normal, storing.operation(), decide, refused).await?;
         let state = self.core.replica.latest();
         let stored = state.bundle(&trust_domain).ok_or_else(|| Failure::absent("bundle not found"))?;
         Ok(wire::bundle(stored, mask))
@@ -166,18 +154,8 @@ impl BundleService {
     async fn remove(&self, text: &str, federated: Federated) -> Result<(), Failure> {
         let not_own = "removing the bundle for the server trust domain is not allowed";
         let trust_domain = self.foreign(text, not_own)?;
-        loop {
-            let trust_domain = trust_domain.clone();
-            let proposed = self.core.committer.propose(Urgency::Shrinking, move |state, _| {
-                bundle::remove(state, &trust_domain, federated).map(|step| (step.part, step.last))
-            });
-            let receipt = proposed
-                .await
-                .map_err(|error| Failure::of_proposal("failed to delete federated bundle", error, refused))?;
-            if receipt.value {
-                return Ok(());
-            }
-        }
+        let decide = move |state: &State, _| bundle::remove(state, &trust_domain, federated);
+        self.in_steps(Urgency::Shrinking, "failed to delete federated bundle", decide, refused).await
     }
 
     fn item(&self, admission: &Admission, trust_domain: &str, failure: &Failure) -> types::Status {

@@ -16,7 +16,7 @@ use super::status::{Class, Failure};
 use super::wire;
 use crate::audit::{Fields, Outcome};
 use crate::history::Urgency;
-use crate::registry::bundle;
+use crate::registry::bundle::{self, Refusal, Step};
 use crate::state::State;
 
 /// The service. Clones are handles of the same one.
@@ -40,31 +40,64 @@ impl BundleService {
         if request.jwt_authorities.is_empty() && request.x509_authorities.is_empty() {
             return Err(Failure::invalid("no authorities to append"));
         }
-        let jwt = request.jwt_authorities.iter().map(wire::jwt_authority).collect::<Result<Vec<_>, _>>();
-        let jwt = jwt.map_err(|error| Failure::invalid("failed to convert JWT authority").because(error))?;
+        let jwt = wire::jwt_authorities(&request.jwt_authorities)
+            .map_err(|error| Failure::invalid("failed to convert JWT authority").because(error))?;
         let x509 = request
             .x509_authorities
             .iter()
             .map(|authority| wire::x509_authority(authority).map(|authority| authority.der))
             .collect::<Result<Vec<_>, _>>()
             .map_err(|error| Failure::invalid("failed to convert X.509 authority").because(error))?;
-        let (jwt, x509) = (Arc::new(jwt), Arc::new(x509));
-        loop {
-            let (own, jwt, x509) = (self.core.trust_domain.clone(), Arc::clone(&jwt), Arc::clone(&x509));
-            let proposed = self.core.committer.propose(Urgency::Normal, move |state, _| {
-                bundle::append(state, &own, &x509, &jwt).map(|step| (step.part, step.last))
-            });
-            let receipt = proposed.await.map_err(|error| {
-                Failure::of_proposal("failed to append bundle", error, |refusal| {
-                    Failure::internal("failed to append bundle").because(refusal)
-                })
-            })?;
-            if receipt.value {
-                break;
-            }
-        }
+        let own = self.core.trust_domain.clone();
+        let decide = move |state: &State, _| bundle::append(state, &own, &x509, &jwt);
+        let refused = |refusal: Refusal| {
+            let failure = match refusal {
+                Refusal::KeyIdTaken { .. } => Failure::invalid(APPEND),
+                _ => Failure::internal(APPEND),
+            };
+            failure.because(refusal)
+        };
+        self.in_steps(Urgency::Normal, APPEND, decide, refused).await?;
         let state = self.core.replica.latest();
         self.own(&state, request.output_mask.as_ref()).ok_or_else(|| Failure::absent("bundle not found"))
+    }
+}
+
+/// What is said if authorities cannot be appended.
+const APPEND: &str = "failed to append bundle";
+
+/// The sequence stands still because its bundle is changed from two sides.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the bundle, or the entries that federate with it, are being changed by another request; try again")]
+struct Contended;
+
+impl BundleService {
+    /// Proposes the steps of a decision until it leaves nothing to do; the decision is told whether an earlier step of
+    /// the same request is done. Each step leaves less than the one before it, or somebody works against it.
+    async fn in_steps(
+        &self,
+        urgency: Urgency,
+        operation: &'static str,
+        decide: impl Fn(&State, bool) -> Result<Step, Refusal> + Send + Sync + 'static,
+        refused: impl Fn(Refusal) -> Failure + Send + Sync,
+    ) -> Result<(), Failure> {
+        let decide = Arc::new(decide);
+        let mut rest = None;
+        loop {
+            let (decide, begun) = (Arc::clone(&decide), rest.is_some());
+            let proposed = self
+                .core
+                .committer
+                .propose(urgency, move |state, _| decide(state, begun).map(|step| (step.part, step.rest)));
+            let receipt = proposed.await.map_err(|error| Failure::of_proposal(operation, error, &refused))?;
+            match receipt.value {
+                0 => return Ok(()),
+                left if rest.is_some_and(|rest| left >= rest) => {
+                    return Err(Failure::unavailable(operation).because(Contended));
+                }
+                left => rest = Some(left),
+            }
+        }
     }
 }
 

@@ -119,3 +119,96 @@ async fn appending_bumps_the_sequence_only_for_what_is_new() {
     assert_eq!(status.code(), Code::InvalidArgument);
     assert!(status.message().starts_with("failed to convert X.509 authority: unable to parse X.509 authority: "));
 }
+
+/// A bundle of so many authorities of each kind, all different.
+async fn large(server: &Server, name: &str, each: usize) -> types::Bundle {
+    let bundle = foreign(server, name).await;
+    let certificate = |_| {
+        let mut parameters = rcgen::CertificateParams::default();
+        parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = parameters.self_signed(&key).unwrap();
+        types::X509Certificate { asn1: Bytes::copy_from_slice(certificate.der()), tainted: false }
+    };
+    let key = |n: usize| types::JwtKey { key_id: format!("key-{n}"), ..bundle.jwt_authorities[0].clone() };
+    types::Bundle {
+        x509_authorities: (0..each).map(certificate).collect(),
+        jwt_authorities: (0..each).map(key).collect(),
+        ..bundle
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bundle_of_500_keys_and_5000_entries_is_removed_in_every_mode() {
+    let server = Server::start().await;
+    let other = large(&server, "other.test", 250).await;
+    let set = async || {
+        let request = BatchSetFederatedBundleRequest { bundle: vec![other.clone()], output_mask: None };
+        let set = BundleClient::new(server.local()).batch_set_federated_bundle(request).await.unwrap().into_inner();
+        assert_eq!(codes(set.results.iter().map(|result| &result.status)), [(0, "OK".to_owned())]);
+    };
+    let remove = async |mode| {
+        let request = BatchDeleteFederatedBundleRequest { trust_domains: vec!["other.test".to_owned()], mode };
+        let answer = BundleClient::new(server.local()).batch_delete_federated_bundle(request).await.unwrap();
+        codes(answer.into_inner().results.iter().map(|result| &result.status))
+    };
+    let parent = SpiffeId::parse("spiffe://example.org/spire/agent/x").unwrap();
+    let create = async || {
+        for batch in 0..10 {
+            let one = |n| types::Entry {
+                federates_with: vec!["other.test".into()],
+                ..entry(&parent, &format!("w{batch}-{n}"))
+            };
+            let entries = (0..500).map(one).collect();
+            let request = spiffe_proto::entry::BatchCreateEntryRequest { entries, output_mask: None };
+            EntryClient::new(server.local()).batch_create_entry(request).await.unwrap();
+        }
+    };
+    let held = || {
+        let state = server.history.replica().latest();
+        (state.bundles().count(), state.entry_count())
+    };
+    set().await;
+    assert_eq!(remove(0).await, [(0, "OK".to_owned())]);
+    assert_eq!(held(), (1, 0));
+    set().await;
+    create().await;
+    assert_eq!(held(), (2, 5000));
+    let text = "failed to delete federated bundle: cannot delete bundle; federated with 5000 registration entries";
+    assert_eq!(remove(0).await, [(9, text.to_owned())]);
+    assert_eq!(remove(2).await, [(0, "OK".to_owned())]);
+    assert_eq!(held(), (1, 5000));
+    server.history.replica().latest().entries().for_each(|entry| assert_eq!(entry.federates_with, []));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_key_id_for_two_keys_is_refused() {
+    let server = Server::start().await;
+    let other = large(&server, "other.test", 100).await;
+    let [mut first, second] = [foreign(&server, "other.test").await, large(&Server::start().await, "x.test", 1).await];
+    let own = first.jwt_authorities.remove(0);
+    let twin = types::JwtKey { key_id: own.key_id.clone(), ..second.jwt_authorities[0].clone() };
+    let text =
+        format!("failed to convert bundle: JWT authority 101 repeats the key ID \"{}\" of another key", own.key_id);
+    let set = async |more: Vec<types::JwtKey>| {
+        let jwt_authorities = [other.jwt_authorities.clone(), more].concat();
+        let bundle = vec![types::Bundle { jwt_authorities, ..other.clone() }];
+        let request = BatchSetFederatedBundleRequest { bundle, output_mask: None };
+        BundleClient::new(server.local()).batch_set_federated_bundle(request).await.unwrap().into_inner().results
+    };
+    let refused = set(vec![own.clone(), twin.clone()]).await;
+    assert_eq!(codes([&refused[0].status]), [(3, text)]);
+    let stored = set(vec![own.clone(), own.clone()]).await;
+    assert_eq!(stored[0].bundle.as_ref().unwrap().jwt_authorities.len(), 101);
+
+    let mut local = BundleClient::new(server.local());
+    let request = AppendBundleRequest { jwt_authorities: vec![own.clone(), twin.clone()], ..Default::default() };
+    let text = format!(
+        "failed to convert JWT authority: JWT authority 1 repeats the key ID \"{}\" of another key",
+        own.key_id
+    );
+    assert_refused(local.append_bundle(request).await, Code::InvalidArgument, &text);
+    let request = AppendBundleRequest { jwt_authorities: vec![twin], ..Default::default() };
+    let text = format!("failed to append bundle: key ID \"{}\" belongs to another key of the bundle", own.key_id);
+    assert_refused(local.append_bundle(request).await, Code::InvalidArgument, &text);
+}

@@ -1,3 +1,4 @@
+use proptest::prelude::*;
 use spiffe::id::{SpiffeId, TrustDomain};
 use spiffe::selector::{Selector, SelectorSet};
 use spiffe::x509::Serial;
@@ -135,4 +136,74 @@ fn much_is_removed_in_several_parts() {
     }
     assert_eq!(sizes, vec![90, 90, 70]);
     assert_eq!(state.entry_count(), 0);
+}
+
+/// One random change to what ends.
+fn change() -> impl Strategy<Value = Change> {
+    let ends = prop_oneof![Just(None), (1_u64..60).prop_map(Some)];
+    let entries =
+        (1_u64..8, ends).prop_map(|(number, ends)| entry(number, &id("/spire/agent/x"), ends, selectors("a:1")));
+    let agents = (10_u64..18, 1_u64..60, any::<bool>(), any::<bool>())
+        .prop_map(|(number, ends, can_reattest, banned)| agent(number, "x509pop", ends, can_reattest, banned));
+    let tokens = (1_u8..5, 1_u64..60).prop_map(|(number, ends)| {
+        Change::PutToken(JoinToken { hash: [number; 32], expires_at: at(ends), alias: None })
+    });
+    prop_oneof![
+        entries,
+        agents,
+        tokens,
+        (1_u64..8).prop_map(|number| Change::RemoveEntry(format!("entry-{number}").into())),
+        (10_u64..18).prop_map(|number| Change::RemoveAgent(id(&format!("/spire/agent/x509pop/{number}")))),
+        (1_u8..5).prop_map(|number| Change::RemoveToken([number; 32])),
+    ]
+}
+
+/// The same by looking at everything.
+fn scanned(state: &State, policy: Agents) -> Option<SystemTime> {
+    let entries = state.entries().filter_map(|entry| entry.expires_at);
+    let tokens = state.tokens().map(|token| token.expires_at);
+    let agents = state.agents().filter_map(|agent| match policy {
+        Agents::RemoveAfter { ended, even_if_they_cannot_reattest: all } if !agent.is_banned() => {
+            (agent.can_reattest || all).then(|| agent.expires_at + ended)
+        }
+        _ => None,
+    });
+    entries.chain(tokens).chain(agents).min()
+}
+
+proptest! {
+    /// The index says what a scan says, after any changes and under every policy; and pruning until nothing is left
+    /// ends, each step with less, with nothing that has ended.
+    #[test]
+    fn the_index_of_removals_is_a_scan(
+        changes in proptest::collection::vec(change(), 0..60), ended in 0_u64..30, now in 0_u64..90,
+    ) {
+        let mut state = with(vec![]);
+        let ended = Duration::from_secs(ended);
+        let policies = [
+            Agents::Keep,
+            Agents::RemoveAfter { ended, even_if_they_cannot_reattest: false },
+            Agents::RemoveAfter { ended, even_if_they_cannot_reattest: true },
+        ];
+        for change in changes {
+            state.apply_change(&change).unwrap();
+            for policy in policies {
+                prop_assert_eq!(next_removal(&state, policy), scanned(&state, policy));
+            }
+        }
+        for policy in policies {
+            let mut state = state.clone();
+            loop {
+                let part = prune(&state, policy, at(now));
+                let before = state.entry_count() + state.agent_count() + state.tokens().count();
+                state.apply(&part).unwrap();
+                let after = state.entry_count() + state.agent_count() + state.tokens().count();
+                prop_assert_eq!(after, before - part.changes.len());
+                if part.changes.is_empty() {
+                    break;
+                }
+            }
+            prop_assert!(scanned(&state, policy).is_none_or(|next| next > at(now)));
+        }
+    }
 }
