@@ -1,5 +1,6 @@
 //! Log lines in the two shapes that collectors of this field already parse: logrus text and logrus JSON.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
@@ -22,6 +23,9 @@ use tracing_subscriber::{Layer, Registry};
 use super::level::LogLevel;
 use crate::clock::Clock;
 use crate::shutdown::{Shutdown, Tasks};
+
+/// Bytes that a line has at most, its break included.
+const LINE_LIMIT: usize = 4 * 1024;
 
 /// The shape of a line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -279,17 +283,52 @@ impl<S: Subscriber + for<'s> LookupSpan<'s>> Layer<S> for Lines {
             tracing::Level::DEBUG => "debug",
             tracing::Level::TRACE => "trace",
         };
-        let mut line = match self.format {
-            Format::Text => text_line(&time, level, &own.message, &fields),
-            Format::Json => {
-                fields.insert("time".to_owned(), time.into());
-                fields.insert("level".to_owned(), level.into());
-                fields.insert("msg".to_owned(), own.message.into());
-                serde_json::to_string(&fields).unwrap_or_default()
-            }
-        };
+        let mut line = self.format.line(&time, level, &own.message, &fields);
+        // A caller can make a value long: every value gives, the longest first, until the line is short enough.
+        let mut most = LINE_LIMIT / 4;
+        while line.len() >= LINE_LIMIT && most > 0 {
+            shorten(&mut own.message, most);
+            fields.values_mut().for_each(|value| shorten_value(value, most));
+            line = self.format.line(&time, level, &own.message, &fields);
+            most /= 2;
+        }
+        if line.len() >= LINE_LIMIT {
+            // So many fields that their names alone are too long.
+            line = self.format.line(&time, level, &own.message, &BTreeMap::new());
+        }
         line.push('\n');
         self.output.write(line.as_bytes());
+    }
+}
+
+impl Format {
+    /// One line, without its break.
+    fn line(self, time: &str, level: &str, message: &str, fields: &BTreeMap<String, Value>) -> String {
+        match self {
+            Self::Text => text_line(time, level, message, fields),
+            Self::Json => {
+                let own = [("time", time), ("level", level), ("msg", message)];
+                let mut all: BTreeMap<&str, Cow<'_, Value>> =
+                    fields.iter().map(|(name, value)| (name.as_str(), Cow::Borrowed(value))).collect();
+                all.extend(own.map(|(name, text)| (name, Cow::Owned(text.into()))));
+                serde_json::to_string(&all).unwrap_or_default()
+            }
+        }
+    }
+}
+
+/// Cuts a text to `most` bytes and a mark that it was cut.
+fn shorten(text: &mut String, most: usize) {
+    const MARK: char = '…';
+    if text.len() > most + MARK.len_utf8() {
+        text.truncate(text.floor_char_boundary(most));
+        text.push(MARK);
+    }
+}
+
+fn shorten_value(value: &mut Value, most: usize) {
+    if let Value::String(text) = value {
+        shorten(text, most);
     }
 }
 
@@ -421,5 +460,26 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&moved).unwrap(), "one\ntwo\n");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "three\n");
         assert!(matches!(Output::file(directory.path()), Err(LogError::Open { .. })));
+    }
+
+    #[test]
+    fn a_line_has_at_most_four_kibibytes_whatever_a_caller_puts_in() {
+        for format in [Format::Text, Format::Json] {
+            let text = logged(Level::Info, format, |_| {
+                // Every byte takes several when quoted.
+                let (wild, long) = ("\u{1}".repeat(100_000), "é".repeat(100_000));
+                tracing::warn!(target: "signet_server::x", wild, long, count = 3, "{}", "m".repeat(100_000));
+                tracing::warn!(target: "signet_server::x", long = "a".repeat(3_000), short = "b", "Fits");
+            });
+            let lines: Vec<&str> = text.split_inclusive('\n').collect();
+            assert_eq!(lines.len(), 2);
+            assert!(lines.iter().all(|line| line.len() <= 4 * 1024), "{:?}", lines.iter().map(|line| line.len()));
+            assert!(lines[0].contains("m…") && lines[0].contains("é…") && lines[0].contains("count"), "{}", lines[0]);
+            assert!(lines[1].contains(&"a".repeat(3_000)) && !lines[1].contains('…'), "{}", lines[1]);
+            if matches!(format, Format::Json) {
+                let line: serde_json::Map<String, Value> = serde_json::from_str(lines[0]).unwrap();
+                assert_eq!((&line["level"], &line["count"]), (&Value::from("warning"), &Value::from(3)));
+            }
+        }
     }
 }

@@ -3,12 +3,14 @@
 pub mod health;
 pub mod http;
 pub mod level;
+pub mod limiter;
 pub mod log;
 pub mod metrics;
 pub mod settings;
 
 pub use health::Health;
 pub use level::{Level, LogLevel};
+pub use limiter::Limiter;
 
 /// An error and its causes in one line, outermost first.
 pub fn chain(error: &dyn std::error::Error) -> String {
