@@ -1,18 +1,23 @@
 //! A process that does with its connection to the Workload API what no honest workload does. For the tests of hostile
 //! inputs; the last line it prints is `code=NUMBER` of the answer or `id=SPIFFE_ID`.
 
-use std::io::{IoSlice, IoSliceMut};
+mod silent;
+
+use std::io::{BufRead as _, IoSlice, IoSliceMut, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Parser;
 use e2e::testkit::{secured, wait, wire};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
+use nix::unistd::{Gid, Uid, setgid, setgroups, setuid};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
     recvmsg, sendmsg,
@@ -51,6 +56,15 @@ enum Deed {
         #[arg(long)]
         program: Option<PathBuf>,
     },
+    /// Asks as `user` with so many supplementary groups, numbered from 10,000.
+    Grouped { socket: PathBuf, groups: u32, user: u32 },
+    /// Connects and exits, so many times, each time as a new process.
+    Vanish { socket: PathBuf, times: u32 },
+    /// Has `user` ask by a program on a file system that it mounts on `folder` and that then stops answering; prints
+    /// `silent` before the program asks.
+    Silent { socket: PathBuf, folder: PathBuf, user: u32 },
+    /// Asks once a line came on standard input, with all of its program in memory.
+    Loaded { socket: PathBuf },
     /// Does nothing until it is killed.
     Wait,
 }
@@ -92,6 +106,46 @@ fn main() -> Result<()> {
                 })
                 .await
             })
+        }
+        Deed::Grouped { socket, groups, user } => {
+            let groups: Vec<Gid> = (10_000..10_000 + groups).map(Gid::from_raw).collect();
+            setgroups(&groups)?;
+            setgid(Gid::from_raw(user))?;
+            setuid(Uid::from_raw(user))?;
+            ask(UnixStream::connect(socket)?, async || Ok(()))
+        }
+        Deed::Vanish { socket, times } => {
+            for left in (0..times).rev() {
+                drop(UnixStream::connect(&socket)?);
+                // The process that connected becomes a zombie, and its number is free once it is waited for.
+                if left > 0 {
+                    let one = Command::new(std::env::current_exe()?).arg("vanish").arg(&socket).arg("1").status()?;
+                    anyhow::ensure!(one.success(), "a process could not connect");
+                }
+            }
+            Ok(())
+        }
+        Deed::Silent { socket, folder, user } => {
+            let silence = silent::serve(&folder, std::fs::read(std::env::current_exe()?)?)?;
+            let mut child = Command::new(folder.join(silent::PROGRAM));
+            child.arg("loaded").arg(socket).uid(user).gid(user).current_dir("/");
+            let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+            let mut said = std::io::BufReader::new(child.stdout.take().context("no output")?).lines();
+            said.next().context("the program said nothing")??;
+            silence.begin();
+            println!("silent");
+            child.stdin.take().context("no input")?.write_all(b"go\n")?;
+            println!("{}", said.next().context("the program did not answer")??);
+            rest()
+        }
+        Deed::Loaded { socket } => {
+            // Nothing of this program outlives the one that holds the file system.
+            set_pdeathsig(Signal::SIGKILL)?;
+            // What is in memory needs no file system.
+            drop(std::fs::read("/proc/self/exe")?);
+            println!("loaded");
+            std::io::stdin().lines().next().context("nobody said go")??;
+            ask(UnixStream::connect(socket)?, async || Ok(()))
         }
         Deed::Wait => rest(),
     }

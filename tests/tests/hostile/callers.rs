@@ -13,10 +13,10 @@ use tokio::process::{Child, Command};
 use super::House;
 
 /// Some user who is neither root nor us.
-const STRANGER: u32 = 65_533;
+pub const STRANGER: u32 = 65_533;
 
 /// A copy of the odd process that any user may run.
-fn odd_process(folder: &Path, mode: u32) -> Result<PathBuf> {
+pub fn odd_process(folder: &Path, mode: u32) -> Result<PathBuf> {
     let program = Binaries::signet()?.agent.with_file_name("signet-odd-process");
     ensure!(program.is_file(), "{} is not built: run `cargo build -p e2e --bins` first", program.display());
     let copy = folder.join(format!("odd-process-{mode:o}"));
@@ -28,8 +28,12 @@ fn odd_process(folder: &Path, mode: u32) -> Result<PathBuf> {
 }
 
 /// A house whose folder every user may enter.
-async fn open_house() -> Result<House> {
-    let house = House::new().await?;
+pub async fn open_house() -> Result<House> {
+    opened(House::new().await?)
+}
+
+/// `house`, with a folder that every user may enter.
+pub fn opened(house: House) -> Result<House> {
     for folder in [house.folder.path(), house.agent.folder()] {
         std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755))?;
     }
@@ -37,7 +41,7 @@ async fn open_house() -> Result<House> {
 }
 
 /// Runs the odd process to the end of its output, its children's included; the answer is the last line.
-async fn run(mut command: Command) -> Result<String> {
+pub async fn run(mut command: Command) -> Result<String> {
     let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).kill_on_drop(true).output();
     let output = tokio::time::timeout(super::PATIENCE, output).await.context("the process did not end")??;
     let printed = String::from_utf8(output.stdout)?;
@@ -45,7 +49,7 @@ async fn run(mut command: Command) -> Result<String> {
 }
 
 /// Starts the odd process; it is killed when dropped.
-fn start(mut command: Command) -> Result<Child> {
+pub fn start(mut command: Command) -> Result<Child> {
     Ok(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit()).kill_on_drop(true).spawn()?)
 }
 
@@ -58,13 +62,13 @@ async fn said(child: &mut Child) -> Result<String> {
     Ok(line.trim().to_owned())
 }
 
-fn odd(program: &Path, arguments: &[&str]) -> Command {
+pub fn odd(program: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(program);
     command.args(arguments);
     command
 }
 
-fn path_text(path: &Path) -> Result<&str> {
+pub fn path_text(path: &Path) -> Result<&str> {
     path.to_str().context("not UTF-8")
 }
 

@@ -8,6 +8,7 @@ mod forge;
 mod ids;
 mod issuing;
 mod network;
+mod parties;
 
 use std::path::Path;
 use std::process::Output;

@@ -1,0 +1,122 @@
+//! Whoever calls pays: what one party causes in the kernel, on files, in name services and in logs costs nobody else.
+//!
+//! The tests called `as_root_…` need other users, groups and mounts; without root they are left out.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use e2e::testkit::{Binaries, wait};
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdout};
+
+use super::House;
+use super::callers::{STRANGER, odd, odd_process, open_house, opened, path_text, run, start};
+
+/// A process whose program lies on a file system that does not answer any more, and what it prints.
+struct Silent {
+    process: Child,
+    printed: Lines<BufReader<ChildStdout>>,
+    _folder: tempfile::TempDir,
+}
+
+impl Silent {
+    async fn start(program: &Path, socket: &Path) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let user = STRANGER.to_string();
+        let arguments = ["silent", path_text(socket)?, path_text(folder.path())?, &user];
+        let mut process = start(odd(program, &arguments))?;
+        let printed = BufReader::new(process.stdout.take().context("no output")?).lines();
+        let mut silent = Self { process, printed, _folder: folder };
+        assert_eq!(silent.said().await?, "silent");
+        Ok(silent)
+    }
+
+    async fn said(&mut self) -> Result<String> {
+        let line = tokio::time::timeout(super::PATIENCE, self.printed.next_line()).await;
+        line.context("the process said nothing")??.context("the process ended")
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn as_root_a_program_on_a_file_system_that_hangs_holds_nobody_up() -> Result<()> {
+    let house = open_house().await?;
+    house.register("/stranger", &format!("unix:uid:{STRANGER}"))?;
+    let program = odd_process(house.folder.path(), 0o755)?;
+    // Who it is can be told without its file system.
+    let mut silent = Silent::start(&program, &house.agent.socket()).await?;
+    assert_eq!(silent.said().await?, "id=spiffe://example.org/stranger");
+    house.still_served().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn as_root_programs_on_file_systems_that_hang_cost_their_own_party_only() -> Result<()> {
+    let house = opened(House::with(Binaries::signet()?, "", "discover_workload_path = true").await?)?;
+    house.register("/stranger", &format!("unix:uid:{STRANGER}"))?;
+    let program = odd_process(house.folder.path(), 0o755)?;
+    let socket = house.agent.socket();
+    let mut ask = odd(&program, &["ask", path_text(&socket)?]);
+    ask.uid(STRANGER).gid(STRANGER);
+    assert_eq!(run(ask).await?, "id=spiffe://example.org/stranger");
+    let before = house.agent_memory()?;
+
+    let mut silent = Vec::new();
+    for _ in 0..4 {
+        silent.push(Silent::start(&program, &socket).await?);
+    }
+    // Others are served while the agent waits for files that do not come, and after it has given up.
+    for _ in 0..3 {
+        house.still_served().await?;
+    }
+    for silent in &mut silent {
+        let refused = silent.said().await?;
+        assert!(refused.starts_with("code=14 "), "{refused}");
+    }
+    house.still_served().await?;
+    // What hangs counts until it returns: there is no thread left for this user.
+    let mut ask = odd(&program, &["ask", path_text(&socket)?]);
+    ask.uid(STRANGER).gid(STRANGER);
+    let refused = run(ask).await?;
+    assert!(refused.starts_with("code=14 "), "{refused}");
+    let after = house.agent_memory()?;
+    assert!(after < before + 32 * 1024, "the agent grew from {before} to {after} KiB");
+    // With the end of the file systems all of it is over.
+    for silent in &mut silent {
+        silent.process.kill().await?;
+    }
+    wait::until("the identity of an honest process of this user", super::PATIENCE, async || {
+        let mut ask = odd(&program, &["ask", path_text(&socket).ok()?]);
+        ask.uid(STRANGER).gid(STRANGER);
+        run(ask).await.ok().filter(|answer| answer == "id=spiffe://example.org/stranger")
+    })
+    .await?;
+    house.still_served().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn as_root_a_process_of_sixty_thousand_groups_costs_its_own_party_only() -> Result<()> {
+    let house = open_house().await?;
+    house.register("/stranger", "unix:supplementary_gid:75535")?;
+    let program = odd_process(house.folder.path(), 0o755)?;
+    let socket = house.agent.socket();
+    let before = house.agent_memory()?;
+    let user = STRANGER.to_string();
+    let mut crowd = tokio::task::JoinSet::new();
+    for _ in 0..32 {
+        let grouped = odd(&program, &["grouped", path_text(&socket)?, "65536", &user]);
+        crowd.spawn(run(grouped));
+    }
+    for _ in 0..5 {
+        house.still_served().await?;
+    }
+    // Each of its groups is a selector; whoever comes while others of the party hold as much as all may is told to wait.
+    while let Some(answer) = crowd.join_next().await {
+        let answer = answer??;
+        assert!(answer == "id=spiffe://example.org/stranger" || answer.starts_with("code=14 "), "{answer}");
+    }
+    let grouped = odd(&program, &["grouped", path_text(&socket)?, "65536", &user]);
+    assert_eq!(run(grouped).await?, "id=spiffe://example.org/stranger");
+    house.still_served().await?;
+    let after = house.agent_memory()?;
+    assert!(after < before + 192 * 1024, "the agent grew from {before} to {after} KiB");
+    Ok(())
+}
