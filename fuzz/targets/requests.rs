@@ -21,7 +21,7 @@ fuzz_target!(|data: &[u8]| {
     let Some((step, data)) = data.split_first() else { return };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     let headers = HeaderMap::new();
-    let message = |step| runtime.block_on(read::<ValidateJwtsvidRequest>(&headers, body(data, step)));
+    let message = |step| runtime.block_on(read::<ValidateJwtsvidRequest>(&headers, body(data, step), 256 * 1024));
     match (message(usize::MAX), message(usize::from(*step).max(1))) {
         (Ok(whole), Ok(pieces)) => assert_eq!(whole, pieces),
         (Err(whole), Err(pieces)) => assert_eq!(whole.code(), pieces.code()),

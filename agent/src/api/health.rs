@@ -6,6 +6,7 @@ use spiffe_proto::health::{HealthCheckRequest, HealthCheckResponse, HealthListRe
 use tokio_stream::Empty;
 use tonic::{Request, Response, Status};
 
+use super::message::UNATTESTED;
 use super::status;
 use crate::cache::Cache;
 
@@ -16,7 +17,7 @@ pub(super) struct Checks {
 }
 
 pub(super) fn service(cache: Cache, always: bool) -> HealthServer<Checks> {
-    HealthServer::new(Checks { cache, always })
+    HealthServer::new(Checks { cache, always }).max_decoding_message_size(UNATTESTED)
 }
 
 #[tonic::async_trait]

@@ -20,57 +20,106 @@ use zeroize::Zeroizing;
 
 /// The largest message that client libraries take unless told otherwise.
 pub(super) const MESSAGE_LIMIT: usize = 4 * 1024 * 1024;
-/// The largest request that can be valid: a token of three parts of 64 KiB and its audience.
-const REQUEST_LIMIT: usize = 256 * 1024;
+/// What is buffered of a request before it is known who makes it; also the largest request of most calls.
+pub(super) const UNATTESTED: usize = 4 * 1024;
+/// The largest request for JWT-SVIDs that can be valid: 32 audiences of 4 KiB and an id.
+pub(super) const FETCH_LIMIT: usize = 160 * 1024;
+/// The largest token to be validated: three parts of 64 KiB, and its audience.
+pub(super) const VALIDATE_LIMIT: usize = 256 * 1024;
 /// How long a request may take from its first byte to its last.
 const PATIENCE: Duration = Duration::from_secs(10);
 const PREFIX: usize = 5;
 
-/// The one message of a request.
+/// The one message of a request, of at most so many bytes.
 ///
 /// # Errors
 /// If it is compressed, malformed, too large, late, or does not come at all.
-pub async fn read<M: Message + Default>(headers: &HeaderMap, body: Body) -> Result<M, Status> {
-    if headers.get("grpc-encoding").is_some_and(|encoding| encoding != "identity") {
-        let mut status = Status::unimplemented("compressed requests are not supported");
-        status.metadata_mut().insert("grpc-accept-encoding", tonic::metadata::MetadataValue::from_static("identity"));
-        return Err(status);
-    }
-    let encoded = tokio::time::timeout(PATIENCE, collect(body))
-        .await
-        .map_err(|_| Status::deadline_exceeded("the request did not arrive in time"))??;
-    M::decode(encoded).map_err(|_| Status::internal("the request is not a valid message"))
+pub async fn read<M: Message + Default>(headers: &HeaderMap, body: Body, limit: usize) -> Result<M, Status> {
+    Incoming::new(headers, body, limit)?.message().await
 }
 
-async fn collect(mut body: Body) -> Result<Bytes, Status> {
-    let mut collected = BytesMut::new();
-    let mut total = None;
-    loop {
-        let frame = std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await;
-        let Some(Ok(data)) = frame.transpose()?.map(Frame::into_data) else {
-            return Err(Status::internal("the request ended within its message"));
-        };
-        // Nearly every request comes in one piece, which is then not copied.
-        let whole = if collected.is_empty() {
-            data
-        } else {
-            collected.extend_from_slice(&data);
-            Bytes::new()
-        };
-        let seen = if collected.is_empty() { &whole[..] } else { &collected[..] };
-        if total.is_none() {
-            total = announced(seen)?.map(|length| PREFIX + length);
+/// A request that is on its way.
+pub(super) struct Incoming {
+    body: Body,
+    limit: usize,
+    /// What has come; a request that comes in one piece, as nearly all do, is not copied.
+    seen: Bytes,
+    more: BytesMut,
+    /// Bytes with the prefix, once that is there.
+    total: Option<usize>,
+}
+
+impl Incoming {
+    /// # Errors
+    /// If it is compressed.
+    pub(super) fn new(headers: &HeaderMap, body: Body, limit: usize) -> Result<Self, Status> {
+        if headers.get("grpc-encoding").is_some_and(|encoding| encoding != "identity") {
+            let mut status = Status::unimplemented("compressed requests are not supported");
+            let none = tonic::metadata::MetadataValue::from_static("identity");
+            status.metadata_mut().insert("grpc-accept-encoding", none);
+            return Err(status);
         }
-        match total.filter(|total| seen.len() >= *total) {
-            Some(total) if collected.is_empty() => return Ok(whole.slice(PREFIX..total)),
-            Some(total) => return Ok(collected.freeze().slice(PREFIX..total)),
-            None => collected.extend_from_slice(&whole),
+        Ok(Self { body, limit, seen: Bytes::new(), more: BytesMut::new(), total: None })
+    }
+
+    /// Reads as much as anybody may send. Nothing if that is all, else how many bytes it will be in all.
+    ///
+    /// # Errors
+    /// As [`read`].
+    pub(super) async fn unattested(&mut self) -> Result<Option<usize>, Status> {
+        self.read(UNATTESTED).await?;
+        Ok(self.total.filter(|total| self.length() < *total))
+    }
+
+    /// Reads the rest.
+    ///
+    /// # Errors
+    /// As [`read`].
+    pub(super) async fn message<M: Message + Default>(mut self) -> Result<M, Status> {
+        self.read(usize::MAX).await?;
+        let total = self.total.unwrap_or_default();
+        let encoded = if self.more.is_empty() { self.seen } else { self.more.freeze() };
+        let decoded = encoded.get(PREFIX..total).map(|_| M::decode(encoded.slice(PREFIX..total)));
+        decoded.and_then(Result::ok).ok_or_else(|| Status::internal("the request is not a valid message"))
+    }
+
+    fn length(&self) -> usize {
+        self.seen.len().max(self.more.len())
+    }
+
+    /// Reads until the request is whole, or `enough` of it has come.
+    async fn read(&mut self, enough: usize) -> Result<(), Status> {
+        tokio::time::timeout(PATIENCE, self.collect(enough))
+            .await
+            .map_err(|_| Status::deadline_exceeded("the request did not arrive in time"))?
+    }
+
+    async fn collect(&mut self, enough: usize) -> Result<(), Status> {
+        while self.total.is_none_or(|total| self.length() < total) && self.length() < enough {
+            let frame = std::future::poll_fn(|context| Pin::new(&mut self.body).poll_frame(context)).await;
+            let Some(Ok(data)) = frame.transpose()?.map(Frame::into_data) else {
+                return Err(Status::internal("the request ended within its message"));
+            };
+            if self.length() == 0 {
+                self.seen = data;
+            } else {
+                if self.more.is_empty() {
+                    self.more.reserve(self.total.unwrap_or_default());
+                    self.more.extend_from_slice(&std::mem::take(&mut self.seen));
+                }
+                self.more.extend_from_slice(&data);
+            }
+            if self.total.is_none() {
+                let seen = if self.more.is_empty() { &self.seen[..] } else { &self.more[..] };
+                self.total = announced(seen, self.limit)?.map(|length| PREFIX + length);
+            }
         }
+        Ok(())
     }
 }
 
 /// The length that a prefix announces; nothing while the prefix is incomplete.
-fn announced(bytes: &[u8]) -> Result<Option<usize>, Status> {
+fn announced(bytes: &[u8], limit: usize) -> Result<Option<usize>, Status> {
     let Some([flag, length @ ..]) = bytes.first_chunk::<PREFIX>() else { return Ok(None) };
     match flag {
         0 => {}
@@ -81,7 +130,7 @@ fn announced(bytes: &[u8]) -> Result<Option<usize>, Status> {
     if length > MESSAGE_LIMIT {
         return Err(Status::out_of_range(format!("a message of {length} bytes; the limit is {MESSAGE_LIMIT}")));
     }
-    if length > REQUEST_LIMIT {
+    if length > limit {
         return Err(Status::invalid_argument("the request is larger than any valid one"));
     }
     Ok(Some(length))
@@ -177,7 +226,7 @@ mod tests {
     use super::*;
 
     async fn read_bytes(bytes: &[u8]) -> Result<spiffe_proto::workload::ValidateJwtsvidRequest, Status> {
-        read(&HeaderMap::new(), Body::new(Full::new(Bytes::copy_from_slice(bytes)))).await
+        read(&HeaderMap::new(), Body::new(Full::new(Bytes::copy_from_slice(bytes))), VALIDATE_LIMIT).await
     }
 
     #[tokio::test]
@@ -206,8 +255,38 @@ mod tests {
             .map(|part| Ok::<_, Status>(Frame::data(Bytes::copy_from_slice(part))))
             .collect::<Vec<_>>();
         let body = Body::new(http_body_util::StreamBody::new(futures_util::stream::iter(pieces)));
-        let read: spiffe_proto::workload::ValidateJwtsvidRequest = read(&HeaderMap::new(), body).await.unwrap();
+        let read: spiffe_proto::workload::ValidateJwtsvidRequest =
+            read(&HeaderMap::new(), body, VALIDATE_LIMIT).await.unwrap();
         assert_eq!(read, request);
+    }
+
+    #[tokio::test]
+    async fn before_the_caller_is_attested_no_more_is_read_than_four_kibibytes() {
+        let taken = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let opened = |length: usize, step: usize| {
+            let encoded = encode(&spiffe_proto::workload::ValidateJwtsvidRequest {
+                audience: "a".into(),
+                svid: "s".repeat(length),
+            });
+            let (total, counted) = (encoded.len(), std::sync::Arc::clone(&taken));
+            counted.store(0, std::sync::atomic::Ordering::SeqCst);
+            let pieces: Vec<Bytes> = encoded.chunks(step).map(Bytes::copy_from_slice).collect();
+            let pieces = pieces.into_iter().map(move |piece| {
+                counted.fetch_add(piece.len(), std::sync::atomic::Ordering::SeqCst);
+                Ok::<_, Status>(Frame::data(piece))
+            });
+            let body = Body::new(http_body_util::StreamBody::new(futures_util::stream::iter(pieces)));
+            (total, Incoming::new(&HeaderMap::new(), body, VALIDATE_LIMIT).unwrap())
+        };
+        let taken = || taken.load(std::sync::atomic::Ordering::SeqCst);
+        let (total, mut whole) = opened(4000, 1000);
+        assert_eq!(whole.unattested().await.unwrap(), None);
+        assert_eq!(taken(), total);
+        let (total, mut part) = opened(100_000, 1024);
+        assert_eq!(part.unattested().await.unwrap(), Some(total));
+        assert_eq!(taken(), 4096);
+        let message: spiffe_proto::workload::ValidateJwtsvidRequest = part.message().await.unwrap();
+        assert_eq!((message.svid.len(), taken()), (100_000, total));
     }
 
     #[tokio::test]

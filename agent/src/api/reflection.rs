@@ -5,6 +5,8 @@ use prost_types::FileDescriptorSet;
 use tonic_reflection::server::Builder;
 use transport::serve::Routes;
 
+use super::message::UNATTESTED;
+
 /// Files that are not described here: this socket serves nothing of them.
 fn serves(file: &prost_types::FileDescriptorProto, services: &[&str]) -> bool {
     let package = file.package();
@@ -26,7 +28,9 @@ pub(super) fn add(routes: Routes, services: &[&'static str]) -> Routes {
         })
     };
     match (builder().build_v1(), builder().build_v1alpha()) {
-        (Ok(newest), Ok(alpha)) => routes.with(newest).with(alpha),
+        (Ok(newest), Ok(alpha)) => {
+            routes.with(newest.max_decoding_message_size(UNATTESTED)).with(alpha.max_decoding_message_size(UNATTESTED))
+        }
         (Err(error), _) | (_, Err(error)) => {
             tracing::warn!(error = runtime::telemetry::chain(&error), "No reflection");
             routes

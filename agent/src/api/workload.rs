@@ -24,7 +24,7 @@ use transport::peer::{Peer, UnixPeer};
 use transport::serve::Share;
 use zeroize::Zeroize;
 
-use super::message::{self, Answer};
+use super::message::{self, Answer, FETCH_LIMIT, Incoming, UNATTESTED, VALIDATE_LIMIT};
 use super::seldom::Seldom;
 use super::streams::{Bundles, LOOK, follow_bundles, follow_svids};
 use super::{Settings, status};
@@ -63,6 +63,12 @@ struct Call {
 }
 
 impl Call {
+    fn holds(&self, bytes: usize) {
+        if let Some(share) = &self.share {
+            share.holds(bytes);
+        }
+    }
+
     fn entitled(&self) {
         if let Some(share) = &self.share {
             share.entitled();
@@ -157,7 +163,7 @@ impl Inner {
         let call = Call { peer: Arc::clone(peer), share: parts.extensions.get::<Share>().cloned() };
         match method {
             Method::FetchX509Svid => {
-                message::read::<wire::X509svidRequest>(headers, body).await?;
+                message::read::<wire::X509svidRequest>(headers, body, UNATTESTED).await?;
                 let selectors = self.attest(&call).await?;
                 let subscription = self.cache.subscribe(selectors);
                 if !call.is_entitled(&subscription) {
@@ -166,27 +172,37 @@ impl Inner {
                 Ok(Answer::Many(follow_svids(subscription, call.peer)))
             }
             Method::FetchX509Bundles => {
-                message::read::<wire::X509BundlesRequest>(headers, body).await?;
+                message::read::<wire::X509BundlesRequest>(headers, body, UNATTESTED).await?;
                 self.bundles(call, Bundles::X509).await
             }
             Method::FetchJwtBundles => {
-                message::read::<wire::JwtBundlesRequest>(headers, body).await?;
+                message::read::<wire::JwtBundlesRequest>(headers, body, UNATTESTED).await?;
                 self.bundles(call, Bundles::Jwt).await
             }
             Method::FetchJwtSvid => {
-                let request = message::read(headers, body).await?;
+                let request = self.read(&call, Incoming::new(headers, body, FETCH_LIMIT)?).await?;
                 let mut answer = self.fetch_jwt(&call, request).await?;
                 let encoded = message::encode_secret(&answer);
                 answer.svids.iter_mut().for_each(|svid| svid.svid.zeroize());
                 Ok(Answer::One(Some(encoded)))
             }
             Method::ValidateJwtSvid => {
-                let request = message::read(headers, body).await?;
+                let request = self.read(&call, Incoming::new(headers, body, VALIDATE_LIMIT)?).await?;
                 let answer = self.validate_jwt(&call, request).await?;
                 Ok(Answer::One(Some(message::encode(&answer))))
             }
             Method::Wit => Err(Status::unimplemented("WIT-SVIDs are not served")),
         }
+    }
+
+    /// A request that may be long. What no honest caller sends first is read only once it is known who calls, and counts
+    /// for the caller.
+    async fn read<M: prost::Message + Default>(&self, call: &Call, mut request: Incoming) -> Result<M, Status> {
+        if let Some(length) = request.unattested().await? {
+            call.holds(length);
+            self.attest(call).await?;
+        }
+        request.message().await
     }
 
     /// The caller's selectors. Before the first sync nothing is known of anybody, so nobody is looked at.
@@ -198,9 +214,7 @@ impl Inner {
             log_refusal(&call.peer, &refusal);
             status::refused(&refusal)
         })?;
-        if let Some(share) = &call.share {
-            share.holds(memory(&selectors));
-        }
+        call.holds(memory(&selectors));
         Ok(selectors)
     }
 

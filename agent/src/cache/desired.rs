@@ -173,9 +173,14 @@ impl Desired {
     /// Of several entries with the same hint, only the one made first stays, then the one with the lowest id
     /// (SPIFFE_Workload_API, `X509SVID.hint`: values other than the empty one are unique within a response).
     pub fn matching(&self, selectors: &SelectorSet) -> Vec<Arc<Entry>> {
-        let mut matching: Vec<Arc<Entry>> = selectors
-            .iter()
-            .filter_map(|selector| self.filed.get(selector))
+        // A process may have far more groups than there are entries.
+        let filed: Vec<&BTreeSet<EntryId>> = if self.filed.len() < selectors.len() / 16 {
+            self.filed.iter().filter(|(selector, _)| selectors.contains(selector)).map(|(_, filed)| filed).collect()
+        } else {
+            selectors.iter().filter_map(|selector| self.filed.get(selector)).collect()
+        };
+        let mut matching: Vec<Arc<Entry>> = filed
+            .into_iter()
             .flatten()
             .filter_map(|id| self.entries.get(id))
             .filter(|entry| !entry.store_svid && entry.selectors.is_subset_of(selectors))

@@ -5,7 +5,12 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use e2e::testkit::{Binaries, wait};
+use bytes::Bytes;
+use e2e::testkit::frames::framed;
+use e2e::testkit::{Binaries, unix, wait};
+use http::Request;
+use http_body::Frame;
+use http_body_util::StreamBody;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout};
 
@@ -119,4 +124,72 @@ async fn as_root_a_process_of_sixty_thousand_groups_costs_its_own_party_only() -
     let after = house.agent_memory()?;
     assert!(after < before + 192 * 1024, "the agent grew from {before} to {after} KiB");
     Ok(())
+}
+
+/// A call whose message never comes to its end: one byte is kept back.
+fn unfinished(method: &str, message: &Bytes) -> Result<Request<tonic::body::Body>> {
+    let mut bytes = message.slice(..message.len() - 1);
+    let mut pieces = Vec::new();
+    while !bytes.is_empty() {
+        pieces.push(Ok::<_, tonic::Status>(Frame::data(bytes.split_to(bytes.len().min(16 * 1024)))));
+    }
+    let pieces = tokio_stream::StreamExt::chain(tokio_stream::iter(pieces), tokio_stream::pending());
+    let request = Request::post(format!("http://localhost/SpiffeWorkloadAPI/{method}"));
+    let request = request.header("content-type", "application/grpc").header("workload.spiffe.io", "true");
+    Ok(request.body(tonic::body::Body::new(StreamBody::new(pieces)))?)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_that_never_end_hold_little_memory() -> Result<()> {
+    let house = House::new().await?;
+    let before = house.agent_memory()?;
+    let (mut calls, mut channels) = (tokio::task::JoinSet::new(), Vec::new());
+    for (method, length) in [("ValidateJWTSVID", 255 * 1024), ("FetchJWTSVID", 159 * 1024)] {
+        let message = Bytes::from(framed(&vec![0; length]));
+        for _ in 0..8 {
+            let channel = unix(&house.agent.socket()).await?;
+            for _ in 0..100 {
+                let (mut channel, request) = (channel.clone(), unfinished(method, &message)?);
+                calls.spawn(async move {
+                    tower::ServiceExt::ready(&mut channel).await?;
+                    let answer = tower::Service::call(&mut channel, request).await?;
+                    anyhow::Ok(answer.headers().get("grpc-status").map(|status| status.as_bytes().to_vec()))
+                });
+            }
+            channels.push(channel);
+        }
+    }
+    let mut most = before;
+    for _ in 0..10 {
+        house.still_served().await?;
+        most = most.max(house.agent_memory()?);
+    }
+    // Each ends, for want of an end, or because the listener runs short.
+    while let Some(call) = calls.join_next().await {
+        if let Ok(status) = call? {
+            let status = status.context("no status")?;
+            assert!([&b"4"[..], b"14"].contains(&status.as_slice()), "{status:?}");
+        }
+        most = most.max(house.agent_memory()?);
+    }
+    assert!(most < before + 160 * 1024, "the agent grew from {before} to {most} KiB");
+    house.still_served().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_have_the_size_that_their_method_needs() -> Result<()> {
+    let house = House::new().await?;
+    let mut frames = e2e::testkit::frames::Frames::connect(&house.agent.socket()).await?;
+    for (method, limit) in [
+        ("FetchX509SVID", 4 * 1024),
+        ("FetchX509Bundles", 4 * 1024),
+        ("FetchJWTBundles", 4 * 1024),
+        ("FetchJWTSVID", 160 * 1024),
+        ("ValidateJWTSVID", 256 * 1024),
+    ] {
+        let announced = [&[0][..], &u32::try_from(limit + 1)?.to_be_bytes()].concat();
+        let outcome = frames.call(&e2e::testkit::frames::workload_call(method), Some(&announced)).await?;
+        assert_eq!(outcome, e2e::testkit::frames::Outcome::Status(3), "{method}");
+    }
+    house.still_served().await
 }

@@ -26,6 +26,7 @@ const DECISIONS: &[(&str, &[&str])] = &[
     ("signet_server", &["registry", "expire"]),
     ("signet_server", &["registry", "entry"]),
     ("signet_server", &["state"]),
+    ("transport", &["peer", "party"]),
     ("signet_agent", &["sync", "plan"]),
     ("signet_agent", &["cache", "issue"]),
 ];
