@@ -9,8 +9,11 @@ use tokio::time::Instant;
 /// How long a sleep trusts the clock before it reads it again: a suspended machine or a stepped clock costs at most this.
 const REREAD: Duration = Duration::from_secs(5);
 
-/// How often [`Clock::stepped`] looks, and by how much the clock must have been set.
-const LOOK: Duration = Duration::from_secs(1);
+/// How often [`Clock::stepped`] looks.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// By how much the clock must have been set to be noticed there.
+const STEP: Duration = Duration::from_secs(1);
 
 /// A source of wall-clock time. Cheap to clone; clones show the same time.
 #[derive(Clone, Debug)]
@@ -81,10 +84,10 @@ impl Clock {
     }
 
     /// Waits until the wall clock has moved by more than a second against the boot clock since [`Clock::ahead`] gave
-    /// `ahead`. Whoever sleeps until a time looks again then: what is due by the new time may be past already, and what
+    /// `ahead`; looks every other second. Whoever sleeps until a time looks again then: what is due by the new time may be past already, and what
     /// was valid may not have begun.
     pub async fn stepped(&self, ahead: i128) {
-        while self.ahead().abs_diff(ahead) <= LOOK.as_nanos() {
+        while self.ahead().abs_diff(ahead) <= STEP.as_nanos() {
             tokio::time::sleep(LOOK).await;
         }
     }

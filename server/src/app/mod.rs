@@ -243,6 +243,7 @@ impl Server {
             committer: opened.committer.clone(),
             replica: opened.replica.clone(),
             clock: clock.clone(),
+            steady: steady.clone(),
             entropy: entropy.clone(),
             own_certificate: own.clone(),
         });

@@ -25,6 +25,7 @@ use super::profile::{
     self, CertificateProfile, Encoding, JwtProfile, Policy, ProfileError, Subject, Usage, WorkloadProfile,
     from_unix_seconds,
 };
+use super::schedule::begins_at;
 use crate::state::model::AuthoritySlot;
 
 pub use self::unreleased::{IssuedJwt, IssuedX509, Recorded, Unreleased};
@@ -126,6 +127,7 @@ struct X509Issuer {
     subject: Subject,
     certificate: Bytes,
     upstream_chain: Vec<Bytes>,
+    not_before: SystemTime,
     not_after: SystemTime,
 }
 
@@ -134,6 +136,7 @@ struct JwtIssuer {
     key_id: Arc<str>,
     header: String,
     key: Arc<dyn Signer>,
+    not_before: SystemTime,
     not_after: SystemTime,
 }
 
@@ -291,6 +294,7 @@ impl X509Issuer {
             subject,
             certificate: certificate.der,
             upstream_chain: slot.upstream_chain.clone(),
+            not_before: certificate.not_before,
             not_after: certificate.not_after,
         })
     }
@@ -326,6 +330,7 @@ impl JwtIssuer {
             key_id: Arc::clone(&slot.authority_id),
             header: URL_SAFE_NO_PAD.encode(header),
             key,
+            not_before: begins_at(slot),
             not_after: slot.not_after,
         }
     }
@@ -348,8 +353,10 @@ impl Issuer {
         })
     }
 
-    fn x509(&self) -> Result<&X509Issuer, IssueError> {
-        self.x509.as_ref().ok_or(IssueError::NotReady)
+    /// The active X.509 authority, if it is valid at `now`: after a step of the clock it may not be, until the next one
+    /// is active.
+    fn x509(&self, now: SystemTime) -> Result<&X509Issuer, IssueError> {
+        self.x509.as_ref().filter(|x509| x509.not_before <= now && now < x509.not_after).ok_or(IssueError::NotReady)
     }
 
     /// Signs a certificate of this profile and counts it.
@@ -393,7 +400,7 @@ impl Issuer {
         key: &PublicKey,
         now: SystemTime,
     ) -> Result<Unreleased<IssuedX509>, IssueError> {
-        let x509 = self.x509()?;
+        let x509 = self.x509(now)?;
         let profile = profile::workload(request, &self.policy, x509.not_after, now).map_err(IssueError::Profile)?;
         self.certify(x509, profile, key)
     }
@@ -408,7 +415,7 @@ impl Issuer {
         key: &PublicKey,
         now: SystemTime,
     ) -> Result<Unreleased<IssuedX509>, IssueError> {
-        let x509 = self.x509()?;
+        let x509 = self.x509(now)?;
         let profile = profile::agent(id, &self.policy, x509.not_after, now).map_err(IssueError::Profile)?;
         self.certify(x509, profile, key)
     }
@@ -418,7 +425,7 @@ impl Issuer {
     /// # Errors
     /// As [`Issuer::workload_x509`].
     pub fn server_x509(&self, key: &PublicKey, now: SystemTime) -> Result<Unreleased<IssuedX509>, IssueError> {
-        let x509 = self.x509()?;
+        let x509 = self.x509(now)?;
         let profile = profile::server(&self.policy, x509.not_after, now).map_err(IssueError::Profile)?;
         self.certify(x509, profile, key)
     }
@@ -433,7 +440,7 @@ impl Issuer {
         key: &PublicKey,
         now: SystemTime,
     ) -> Result<Unreleased<IssuedX509>, IssueError> {
-        let x509 = self.x509()?;
+        let x509 = self.x509(now)?;
         let depth = x509.upstream_chain.len() + 1;
         let profile = profile::downstream(&x509.subject, depth, ttl, &self.policy, x509.not_after, now)
             .map_err(IssueError::Profile)?;
@@ -445,7 +452,8 @@ impl Issuer {
     /// # Errors
     /// If no JWT authority is ready, or the request does not fit the profile.
     pub fn jwt(&self, request: &JwtProfile, now: SystemTime) -> Result<Unreleased<IssuedJwt>, IssueError> {
-        let jwt = self.jwt.as_ref().ok_or(IssueError::NotReady)?;
+        let jwt = self.jwt.as_ref().filter(|jwt| jwt.not_before <= now && now < jwt.not_after);
+        let jwt = jwt.ok_or(IssueError::NotReady)?;
         let claims = profile::jwt(request, &self.policy, jwt.not_after, now).map_err(IssueError::Profile)?;
         let body = serde_json::to_vec(&claims).map_err(IssueError::Encode)?;
         let mut token = String::with_capacity(jwt.header.len() + body.len() * 4 / 3 + 96);

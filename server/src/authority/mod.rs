@@ -7,6 +7,7 @@
 //! the owner id that is stored beside it.
 
 pub mod issue;
+pub mod journal;
 pub mod keys;
 mod own;
 pub mod profile;
@@ -15,6 +16,7 @@ pub mod schedule;
 mod taint;
 mod tidy;
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -22,13 +24,15 @@ use arc_swap::ArcSwapOption;
 use runtime::clock::Clock;
 use runtime::entropy::Entropy;
 use runtime::reconcile::Nudge;
-use spiffe::bundle::Bundle;
+use runtime::steady::Steady;
 use transport::rotating::Rotating;
 
 use self::issue::{IssueError, Issuer};
+use self::journal::{Ground, slots_of};
 use self::keys::{KeyError, KeyType, SigningKeys};
 use self::own::OwnSvid;
 use self::profile::Policy;
+use self::schedule::Time;
 use crate::history::committer::{Committer, ProposeError};
 use crate::history::replica::{Replica, ReplicaError};
 use crate::state::State;
@@ -51,6 +55,8 @@ pub struct Parts {
     pub replica: Replica,
     /// Wall clock.
     pub clock: Clock,
+    /// Whether that can be trusted to delete by.
+    pub steady: Steady,
     /// Randomness of serial numbers and ids.
     pub entropy: Entropy,
     /// Takes the server's own X509-SVID.
@@ -70,6 +76,7 @@ struct Inner {
     committer: Committer,
     replica: Replica,
     clock: Clock,
+    steady: Steady,
     entropy: Entropy,
     nudge: Nudge,
     active: ArcSwapOption<Issuer>,
@@ -198,6 +205,7 @@ impl Authority {
             committer: parts.committer,
             replica: parts.replica,
             clock: parts.clock,
+            steady: parts.steady,
             entropy: parts.entropy,
             nudge: Nudge::new(),
             active: ArcSwapOption::empty(),
@@ -233,12 +241,14 @@ impl Authority {
         use crate::state::model::SlotStatus;
         self.key_type(kind)?;
         let state = self.inner.replica.latest();
-        let slots = self.slots(&state, kind);
-        let now = self.now();
-        let active = schedule::active(&slots, now).cloned();
+        let keys = self.keys_at_hand(&state);
+        let ground = self.ground(&state, kind, &keys);
+        let (lines, now) = (ground.lines(), ground.time.now);
+        let active = schedule::active(&lines, now).cloned();
         let active = active.ok_or(AuthorityError::Refused(Refusal::Initializing))?;
-        let prepared = schedule::prepared(&slots, now).cloned();
-        let old = slots.iter().filter(|slot| slot.status == SlotStatus::Old).max_by_key(|slot| slot.issued_at).cloned();
+        let prepared = schedule::prepared(&lines, now).cloned();
+        let old = lines.into_iter().map(|line| line.slot).filter(|slot| slot.status == SlotStatus::Old);
+        let old = old.max_by_key(|slot| slot.issued_at);
         Ok(Overview { active, prepared, old })
     }
 
@@ -264,9 +274,21 @@ impl Authority {
         slots_of(state, self.inner.owner, kind)
     }
 
-    /// The time that decisions count with.
+    /// The time that is signed by.
     fn now(&self) -> SystemTime {
         self.inner.clock.now()
+    }
+
+    /// Names of the private keys of the journal that are at hand.
+    fn keys_at_hand(&self, state: &State) -> BTreeSet<Arc<str>> {
+        let ours = state.all_slots().filter(|slot| slot.owner == self.inner.owner);
+        ours.map(|slot| &slot.key_id).filter(|id| self.inner.keys.signer(id).is_some()).cloned().collect()
+    }
+
+    /// What decisions on `state` rest on, now.
+    fn ground<'a>(&self, state: &'a State, kind: AuthorityKind, keys: &'a BTreeSet<Arc<str>>) -> Ground<'a> {
+        let time = Time::new(self.now(), self.inner.steady.left());
+        Ground { state, owner: self.inner.owner, kind, keys, time }
     }
 
     /// Builds the signing snapshot anew if other authorities are active than it was built for.
@@ -274,9 +296,10 @@ impl Authority {
         let inner = &self.inner;
         let mut built_for = inner.built_for.lock().unwrap_or_else(PoisonError::into_inner);
         let state = inner.replica.latest();
-        let now = self.now();
+        let keys = self.keys_at_hand(&state);
         let pick = |kind| {
-            let slot = schedule::active(&self.slots(&state, kind), now).cloned()?;
+            let ground = self.ground(&state, kind, &keys);
+            let slot = schedule::active(&ground.lines(), ground.time.now).cloned()?;
             let signer = inner.keys.signer(&slot.key_id)?;
             Some((slot, signer))
         };
@@ -297,25 +320,6 @@ impl Authority {
         inner.active.store(Some(Arc::new(issuer)));
         *built_for = wanted;
         Ok(())
-    }
-}
-
-/// The journal of one key set and kind.
-fn slots_of(state: &State, owner: KeyOwner, kind: AuthorityKind) -> Vec<Arc<AuthoritySlot>> {
-    state.slots(owner, kind).into_iter().cloned().collect()
-}
-
-/// Whether `slot` stands in the bundle, and if so whether it is tainted.
-fn published(bundle: Option<&Arc<Bundle>>, slot: &AuthoritySlot) -> Option<bool> {
-    let bundle = bundle?;
-    match slot.kind {
-        AuthorityKind::X509 => {
-            let certificate = slot.certificate.as_ref()?;
-            bundle.x509.iter().find(|authority| authority.der == *certificate).map(|authority| authority.tainted)
-        }
-        AuthorityKind::Jwt => {
-            bundle.jwt.iter().find(|authority| authority.key_id == slot.authority_id).map(|authority| authority.tainted)
-        }
     }
 }
 

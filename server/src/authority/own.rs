@@ -1,5 +1,5 @@
 //! The server's own X509-SVID: signed by its own authority, kept in memory, renewed at half of its life and at once
-//! when the authority that signed it is tainted or gone.
+//! when the authority that signed it is tainted or gone, or when it begins in the future because the clock was set back.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
@@ -9,12 +9,14 @@ use spiffe::x509::PrivateKey;
 use transport::rotating::Rotating;
 
 use super::issue::Recorded;
-use super::{Authority, AuthorityError, published, slots_of};
+use super::journal::{published, slots_of};
+use super::{Authority, AuthorityError};
 use crate::state::State;
 use crate::state::model::AuthorityKind;
 
 /// What is known of the SVID in use.
 struct Held {
+    not_before: SystemTime,
     renew_at: SystemTime,
     not_after: SystemTime,
     authority_id: Arc<str>,
@@ -60,7 +62,9 @@ impl Authority {
         };
         {
             let held = self.inner.own.held.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(held) = held.as_ref().filter(|held| now < held.renew_at && self.trusts(state, held)) {
+            if let Some(held) =
+                held.as_ref().filter(|held| held.not_before <= now && now < held.renew_at && self.trusts(state, held))
+            {
                 return Ok(Some(held.renew_at));
             }
         }
@@ -83,7 +87,7 @@ impl Authority {
         );
         // An SVID of an authority at its end may be due before it was made; once a second is enough then.
         let renew_at = renew_at.max(now + std::time::Duration::from_secs(1));
-        let held = Held { renew_at, not_after: svid.not_after, authority_id };
+        let held = Held { not_before: svid.not_before, renew_at, not_after: svid.not_after, authority_id };
         *self.inner.own.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(held);
         Ok(Some(renew_at))
     }

@@ -4,6 +4,7 @@
 //! always has its key, and a key without a journal line is an orphan that the next start collects. Whoever loses a
 //! race removes the key that it made. Nothing in memory changes before the commit.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -12,61 +13,19 @@ use aws_lc_rs::signature::{
     VerificationAlgorithm,
 };
 use runtime::shutdown::Shutdown;
-use spiffe::bundle::{Bundle, JwtAuthority, X509Authority};
-use spiffe::id::TrustDomain;
+use spiffe::bundle::Bundle;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::issue::self_signed;
+use super::journal::{self, Cause, Ground, prunable};
 use super::keys::{JWT_KEY, KEY_NUMBER, KeyType, Signer, X509_KEY};
-use super::schedule::{self, Step};
-use super::tidy::prunable;
-use super::{Authority, AuthorityError, Refusal, published, slots_of};
+use super::schedule::{Step, Time};
+use super::{Authority, AuthorityError, Refusal};
 use crate::history::Urgency;
 use crate::history::committer::ProposeError;
 use crate::state::State;
-use crate::state::model::{AuthorityKind, AuthoritySlot, Change, Part, SlotStatus};
-
-/// Who asks for a step; an operator may ask before its time.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Cause {
-    Schedule,
-    Operator,
-}
-
-/// The change that counts a new content of our own bundle.
-pub(super) fn next_sequence(state: &State) -> Change {
-    let bundle = state.bundle(state.trust_domain());
-    Change::PutBundleInfo {
-        trust_domain: state.trust_domain().clone(),
-        sequence: bundle.map_or(0, |bundle| bundle.sequence).saturating_add(1),
-        refresh_hint: bundle.and_then(|bundle| bundle.refresh_hint),
-    }
-}
-
-/// The change that publishes an authority.
-fn publication(trust_domain: &TrustDomain, slot: &AuthoritySlot) -> Option<Change> {
-    let trust_domain = trust_domain.clone();
-    match slot.kind {
-        AuthorityKind::X509 => Some(Change::PutX509Authority {
-            trust_domain,
-            authority: X509Authority { der: slot.certificate.clone()?, tainted: false },
-        }),
-        AuthorityKind::Jwt => Some(Change::PutJwtAuthority {
-            trust_domain,
-            authority: JwtAuthority {
-                key_id: Arc::clone(&slot.authority_id),
-                public_key: slot.public_key.clone(),
-                expires_at: Some(slot.not_after),
-                tainted: false,
-            },
-        }),
-    }
-}
-
-pub(super) fn with_status(slot: &AuthoritySlot, status: SlotStatus) -> Change {
-    Change::PutSlot(Arc::new(AuthoritySlot { status, ..slot.clone() }))
-}
+use crate::state::model::{AuthorityKind, AuthoritySlot, SlotStatus};
 
 pub(super) fn rfc3339(at: SystemTime) -> String {
     OffsetDateTime::from(at).format(&Rfc3339).unwrap_or_default()
@@ -189,29 +148,35 @@ impl Authority {
     /// Carries out the one next thing that is due.
     async fn step(&self) -> Result<Progress, AuthorityError> {
         let state = self.inner.replica.current().await.map_err(AuthorityError::State)?;
-        let now = self.now();
+        let keys = self.keys_at_hand(&state);
         let mut next: Option<SystemTime> = None;
         let mut wait = |at: SystemTime| next = Some(next.map_or(at, |next| next.min(at)));
+        let mut removals = Vec::new();
         for kind in self.kinds() {
-            let done = match schedule::next_step(&self.slots(&state, kind), now) {
+            let done = match self.ground(&state, kind, &keys).next_step() {
                 Step::Prepare => self.make(kind, Cause::Schedule).await.map(drop),
                 Step::Activate(id) => self.switch_or_lose(kind, &id).await,
-                Step::Forget(id) => self.forget(kind, &id).await,
                 Step::Wait(at) => {
                     wait(at);
                     continue;
                 }
+                removal => {
+                    removals.push((kind, removal));
+                    continue;
+                }
             };
-            return match done {
-                Ok(()) | Err(AuthorityError::Refused(Refusal::Overtaken)) => Ok(Progress::Stepped),
-                Err(error) => Err(error),
-            };
+            return stepped(done);
         }
+        // Signing comes first: what cannot be removed for now holds it up no more.
         self.refresh()?;
-        if let Some(at) = self.renew_own(&state, now).await? {
+        if let Some(at) = self.renew_own(&state, self.now()).await? {
             wait(at);
         }
-        let (changes, at) = prunable(&state, self.inner.owner, self.serves_jwt(), now);
+        if let Some((kind, removal)) = removals.into_iter().next() {
+            return stepped(self.remove(kind, &removal, keys).await);
+        }
+        let time = Time::new(self.now(), self.inner.steady.left());
+        let (changes, at) = prunable(&state, self.inner.owner, self.serves_jwt(), time);
         if changes.is_empty() {
             if let Some(at) = at {
                 wait(at);
@@ -239,27 +204,13 @@ impl Authority {
                 return Err(error);
             }
         };
-        let (owner, made) = (inner.owner, Arc::clone(&slot));
+        let (owner, steady, made) = (inner.owner, inner.steady.clone(), Arc::clone(&slot));
+        let keys = self.keys_at_hand(&inner.replica.latest());
         let proposed = inner
             .committer
             .propose(Urgency::Normal, move |state: &State, now| {
-                let slots = slots_of(state, owner, kind);
-                let wanted = match cause {
-                    Cause::Schedule => schedule::next_step(&slots, now) == Step::Prepare,
-                    Cause::Operator if schedule::active(&slots, now).is_none() => return Err(Refusal::Initializing),
-                    Cause::Operator => true,
-                };
-                if !wanted {
-                    return Err(Refusal::Overtaken);
-                }
-                // What was prepared before signed nothing; as an old authority it can be tainted and revoked.
-                let superseded = slots.iter().filter(|slot| slot.status == SlotStatus::Prepared);
-                let mut changes: Vec<Change> = superseded.map(|slot| with_status(slot, SlotStatus::Old)).collect();
-                // First the bundle: the first authority of all makes it.
-                changes.push(next_sequence(state));
-                changes.extend(publication(state.trust_domain(), &made));
-                changes.push(Change::PutSlot(Arc::clone(&made)));
-                Ok((Part::new(changes), ()))
+                let ground = Ground { state, owner, kind, keys: &keys, time: Time::new(now, steady.left()) };
+                journal::prepare(&ground, &made, cause).map(|part| (part, ()))
             })
             .await;
         match proposed {
@@ -347,36 +298,22 @@ impl Authority {
         let slots = self.slots(&state, kind);
         let slot = slots.iter().find(|slot| *slot.authority_id == *authority_id);
         let slot = slot.ok_or(AuthorityError::Refused(Refusal::UnexpectedAuthority))?;
-        if slot.status != SlotStatus::Prepared {
+        if cause == Cause::Operator && slot.status != SlotStatus::Prepared {
             return Err(AuthorityError::Refused(Refusal::NotPrepared));
         }
         let key = inner.keys.signer(&slot.key_id).ok_or(AuthorityError::KeyMismatch)?;
         prove(&*key, slot, &inner.entropy.bytes())?;
 
-        let (owner, wanted) = (inner.owner, Arc::clone(&slot.authority_id));
+        let (owner, steady, wanted) = (inner.owner, inner.steady.clone(), Arc::clone(&slot.authority_id));
+        let keys = self.keys_at_hand(&state);
         let receipt = inner
             .committer
             .propose(Urgency::Normal, move |state: &State, now| {
-                let slots = slots_of(state, owner, kind);
-                if cause == Cause::Schedule && schedule::next_step(&slots, now) != Step::Activate(Arc::clone(&wanted)) {
-                    return Err(Refusal::Overtaken);
-                }
-                let slot = slots.iter().find(|slot| slot.authority_id == wanted).ok_or(Refusal::UnexpectedAuthority)?;
-                if slot.status != SlotStatus::Prepared {
-                    return Err(Refusal::NotPrepared);
-                }
-                if published(state.bundle(state.trust_domain()), slot).is_none() {
-                    return Err(Refusal::NotPublished);
-                }
-                let activated = Arc::new(AuthoritySlot { status: SlotStatus::Active, ..AuthoritySlot::clone(slot) });
-                let retired: Vec<Arc<AuthoritySlot>> =
-                    slots.iter().filter(|slot| slot.status == SlotStatus::Active).cloned().collect();
-                let mut changes: Vec<Change> = retired.iter().map(|slot| with_status(slot, SlotStatus::Old)).collect();
-                changes.push(Change::PutSlot(Arc::clone(&activated)));
-                Ok((Part::new(changes), (activated, retired)))
+                let ground = Ground { state, owner, kind, keys: &keys, time: Time::new(now, steady.left()) };
+                journal::activate(&ground, &wanted, cause)
             })
             .await?;
-        let (activated, retired) = receipt.value;
+        let activated = receipt.value;
         self.refresh()?;
         match kind {
             AuthorityKind::X509 => {
@@ -388,10 +325,6 @@ impl Authority {
                 metrics::counter!("manager.jwt_key.activate").increment(1);
                 announce("JWT key activated", &activated);
             }
-        }
-        // An old authority never signs again. Who is signing with it at this moment holds its key until then.
-        for slot in retired {
-            self.discard(&slot.key_id).await;
         }
         Ok(activated)
     }
@@ -406,26 +339,52 @@ impl Authority {
         metrics::gauge!("manager.x509_ca.rotate.ttl", "trust_domain_id" => trust_domain.to_owned()).set(left as f64);
     }
 
-    /// Removes an authority that ended long ago from the journal, and its key if it is still there.
-    async fn forget(&self, kind: AuthorityKind, authority_id: &str) -> Result<(), AuthorityError> {
+    /// Carries out one step that takes something away. Whether the clocks agree is read again for the decision.
+    async fn remove(
+        &self,
+        kind: AuthorityKind,
+        removal: &Step,
+        keys: BTreeSet<Arc<str>>,
+    ) -> Result<(), AuthorityError> {
         let inner = &self.inner;
-        let (owner, id): (_, Arc<str>) = (inner.owner, authority_id.into());
+        let (owner, steady, step) = (inner.owner, inner.steady.clone(), removal.clone());
         let receipt = inner
             .committer
             .propose(Urgency::Shrinking, move |state: &State, now| {
-                let slots = slots_of(state, owner, kind);
-                if schedule::next_step(&slots, now) != Step::Forget(Arc::clone(&id)) {
-                    return Err(Refusal::Overtaken);
+                let ground = Ground { state, owner, kind, keys: &keys, time: Time::new(now, steady.left()) };
+                match &step {
+                    Step::Withdraw(id) => journal::withdraw(&ground, id),
+                    Step::Retire(id) => journal::retire(&ground, id),
+                    Step::Forget(id) => journal::forget(&ground, id),
+                    Step::Prepare | Step::Activate(_) | Step::Wait(_) => Err(Refusal::Overtaken),
                 }
-                let key_id = slots.iter().find(|slot| slot.authority_id == id).map(|slot| Arc::clone(&slot.key_id));
-                let change = Change::RemoveSlot { owner, kind, authority_id: Arc::clone(&id) };
-                Ok((Part::new(vec![change]), key_id))
             })
             .await?;
-        if let Some(key_id) = receipt.value {
-            self.discard(&key_id).await;
+        if let Step::Withdraw(id) = removal {
+            tracing::warn!(
+                local_authority_id = %id,
+                kind = ?kind,
+                "An authority that begins in the future was withdrawn: the clock was ahead when it was made"
+            );
         }
-        Ok(())
+        let key_id = receipt.value;
+        // Who is signing with it at this moment holds the key until then.
+        match removal {
+            // Nothing but the key tells that this is still to be done, so its failure is one.
+            Step::Retire(_) => inner.keys.delete(&key_id).await.map_err(AuthorityError::Keys),
+            _ => {
+                self.discard(&key_id).await;
+                Ok(())
+            }
+        }
+    }
+}
+
+/// What a step that was due came to.
+fn stepped(done: Result<(), AuthorityError>) -> Result<Progress, AuthorityError> {
+    match done {
+        Ok(()) | Err(AuthorityError::Refused(Refusal::Overtaken)) => Ok(Progress::Stepped),
+        Err(error) => Err(error),
     }
 }
 

@@ -2,82 +2,11 @@
 
 use std::sync::Arc;
 
-use spiffe::bundle::{JwtAuthority, X509Authority};
-
-use super::rotate::next_sequence;
-use super::{Authority, AuthorityError, Refusal, published, slots_of};
+use super::journal::{revoke, taint};
+use super::{Authority, AuthorityError, Refusal};
 use crate::history::Urgency;
 use crate::state::State;
-use crate::state::model::{AuthorityKind, AuthoritySlot, Change, KeyOwner, Part, SlotStatus, certificate_hash};
-
-/// The part that taints an old authority.
-fn taint(
-    state: &State,
-    owner: KeyOwner,
-    kind: AuthorityKind,
-    authority_id: &str,
-) -> Result<(Part, Arc<AuthoritySlot>), Refusal> {
-    let slots = slots_of(state, owner, kind);
-    let slot = slots.iter().find(|slot| *slot.authority_id == *authority_id).ok_or(Refusal::UnexpectedAuthority)?;
-    match slot.status {
-        SlotStatus::Active => return Err(Refusal::TaintActive),
-        SlotStatus::Prepared => return Err(Refusal::TaintNotOld),
-        SlotStatus::Old | SlotStatus::Lost => {}
-    }
-    let bundle = state.bundle(state.trust_domain());
-    match published(bundle, slot) {
-        None => return Err(Refusal::NotPublished),
-        Some(true) => return Err(Refusal::AlreadyTainted),
-        Some(false) => {}
-    }
-    let trust_domain = state.trust_domain().clone();
-    let change = match kind {
-        AuthorityKind::X509 => Change::PutX509Authority {
-            trust_domain,
-            authority: X509Authority { der: slot.certificate.clone().ok_or(Refusal::NotPublished)?, tainted: true },
-        },
-        AuthorityKind::Jwt => {
-            let held = bundle
-                .and_then(|bundle| bundle.jwt.iter().find(|held| held.key_id == slot.authority_id))
-                .ok_or(Refusal::NotPublished)?;
-            Change::PutJwtAuthority { trust_domain, authority: JwtAuthority { tainted: true, ..held.clone() } }
-        }
-    };
-    Ok((Part::new(vec![change, next_sequence(state)]), Arc::clone(slot)))
-}
-
-/// The part that revokes a tainted authority. A JWT authority may be any of the bundle, since downstream servers
-/// publish theirs in it too.
-fn revoke(
-    state: &State,
-    owner: KeyOwner,
-    kind: AuthorityKind,
-    authority_id: &str,
-) -> Result<(Part, Option<Arc<AuthoritySlot>>), Refusal> {
-    let slots = slots_of(state, owner, kind);
-    let slot = slots.iter().find(|slot| *slot.authority_id == *authority_id);
-    let trust_domain = state.trust_domain().clone();
-    let bundle = state.bundle(&trust_domain).ok_or(Refusal::NotPublished)?;
-    let (tainted, change) = match (kind, slot) {
-        (_, Some(slot)) if slot.status == SlotStatus::Active => return Err(Refusal::RevokeActive),
-        (AuthorityKind::X509, None) => return Err(Refusal::RevokeNotOld),
-        (AuthorityKind::X509, Some(slot)) if slot.status == SlotStatus::Prepared => return Err(Refusal::RevokeNotOld),
-        (AuthorityKind::Jwt, Some(slot)) if slot.status == SlotStatus::Prepared => return Err(Refusal::RevokePrepared),
-        (AuthorityKind::X509, Some(slot)) => {
-            let certificate = slot.certificate.as_ref().ok_or(Refusal::NotPublished)?;
-            let tainted = published(Some(bundle), slot).ok_or(Refusal::NotPublished)?;
-            (tainted, Change::RemoveX509Authority { trust_domain, sha256: certificate_hash(certificate) })
-        }
-        (AuthorityKind::Jwt, _) => {
-            let held = bundle.jwt.iter().find(|held| *held.key_id == *authority_id).ok_or(Refusal::NotPublished)?;
-            (held.tainted, Change::RemoveJwtAuthority { trust_domain, key_id: Arc::clone(&held.key_id) })
-        }
-    };
-    if !tainted {
-        return Err(Refusal::NotTainted);
-    }
-    Ok((Part::new(vec![change, next_sequence(state)]), slot.cloned()))
-}
+use crate::state::model::{AuthorityKind, AuthoritySlot};
 
 impl Authority {
     /// Marks an old authority as not to be used any more; it stays in the bundle.

@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use runtime::shutdown::Shutdown;
+use spiffe::bundle::Bundle;
 use spiffe::id::TrustDomain;
 use spiffe::verify::{PeerRole, x509_chain};
 use spiffe::x509::PrivateKey;
 
 use super::issue::Recorded;
+use super::journal::published;
 use super::keys::disk::DiskKeys;
 use super::keys::memory::MemoryKeys;
 use super::profile::{CaSubject, WorkloadProfile};
@@ -43,6 +45,7 @@ async fn open(history: &History, keys: Arc<dyn SigningKeys>) -> Authority {
         committer: history.committer(),
         replica: history.replica(),
         clock: history.clock(),
+        steady: Steady::new(history.clock()),
         entropy: Entropy::system(),
         own_certificate: Rotating::new(),
     };
@@ -211,6 +214,9 @@ async fn an_operator_prepares_activates_taints_and_revokes() {
         assert_eq!(refused(authority.revoke(kind, &id(&first)).await.map(drop)), Refusal::RevokeActive);
         let active = authority.activate(kind, &id(&second)).await.unwrap();
         assert_eq!((active.status, &active.authority_id), (SlotStatus::Active, &second.authority_id));
+        assert!(authority.inner.keys.signer(&first.key_id).is_some(), "the old key stays until the clocks agree");
+        history.clock().sleep(Duration::from_secs(600)).await;
+        authority.bring_up().await.unwrap();
         assert!(authority.inner.keys.signer(&first.key_id).is_none(), "the old key is gone");
         assert_eq!(refused(authority.revoke(kind, &id(&first)).await.map(drop)), Refusal::NotTainted);
 

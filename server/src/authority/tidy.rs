@@ -1,16 +1,15 @@
 //! Bringing keys, journal and bundle together: what is lost, what is orphaned, what ended long ago.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
-use spiffe::x509::Certificate;
-
+use super::journal::{self, prunable, published};
 use super::keys::is_ours;
-use super::rotate::{next_sequence, rfc3339, with_status};
-use super::{Authority, AuthorityError, Refusal, published, schedule, slots_of};
+use super::rotate::rfc3339;
+use super::schedule::Time;
+use super::{Authority, AuthorityError, Refusal};
 use crate::history::Urgency;
 use crate::state::State;
-use crate::state::model::{AuthorityKind, AuthoritySlot, Change, KeyOwner, Part, SlotStatus, certificate_hash};
+use crate::state::model::{AuthorityKind, Part, SlotStatus};
 
 impl Authority {
     /// Marks authorities as lost: their keys are gone, their roots stay published until they end.
@@ -23,15 +22,7 @@ impl Authority {
             .inner
             .committer
             .propose(Urgency::Normal, move |state: &State, _| {
-                let changes = lost
-                    .iter()
-                    .flat_map(|(kind, id)| {
-                        slots_of(state, owner, *kind).into_iter().find(|slot| slot.authority_id == *id)
-                    })
-                    .filter(|slot| matches!(slot.status, SlotStatus::Prepared | SlotStatus::Active))
-                    .map(|slot| with_status(&slot, SlotStatus::Lost))
-                    .collect();
-                Ok((Part::new(changes), ()))
+                Ok::<_, Refusal>((journal::lose(state, owner, &lost), ()))
             })
             .await?;
         Ok(())
@@ -48,6 +39,8 @@ impl Authority {
         for kind in [AuthorityKind::X509, AuthorityKind::Jwt] {
             for slot in self.slots(&state, kind) {
                 if !matches!(slot.status, SlotStatus::Prepared | SlotStatus::Active) {
+                    // Its key may sign once more when the clock is put right, and goes by the schedule.
+                    needed.push(Arc::clone(&slot.key_id));
                     continue;
                 }
                 let held = keys.iter().any(|(id, public)| **id == *slot.key_id && public.spki == slot.public_key);
@@ -93,12 +86,12 @@ impl Authority {
 
     /// Removes authorities that ended long ago from our bundle, and the journals of key sets that are no more.
     pub(super) async fn prune(&self) -> Result<(), AuthorityError> {
-        let (owner, serves_jwt) = (self.inner.owner, self.serves_jwt());
+        let (owner, serves_jwt, steady) = (self.inner.owner, self.serves_jwt(), self.inner.steady.clone());
         let _ = self
             .inner
             .committer
             .propose(Urgency::Shrinking, move |state: &State, now| {
-                let (changes, _) = prunable(state, owner, serves_jwt, now);
+                let (changes, _) = prunable(state, owner, serves_jwt, Time::new(now, steady.left()));
                 Ok::<_, Refusal>((Part::new(changes), ()))
             })
             .await?;
@@ -106,49 +99,4 @@ impl Authority {
         tracing::debug!("Expired authorities were removed from the bundle");
         Ok(())
     }
-}
-
-/// At most this many removals in one part.
-const LARGEST_PRUNING: usize = 50;
-
-/// The changes that remove what ended long ago, and when there will be more. Journal lines of this key set are forgotten
-/// by the schedule of their kind, unless their kind is switched off.
-pub(super) fn prunable(
-    state: &State,
-    owner: KeyOwner,
-    serves_jwt: bool,
-    now: SystemTime,
-) -> (Vec<Change>, Option<SystemTime>) {
-    let scheduled = |slot: &AuthoritySlot| slot.owner == owner && (slot.kind == AuthorityKind::X509 || serves_jwt);
-    let foreign: Vec<_> = state
-        .all_slots()
-        .filter(|slot| !scheduled(slot))
-        .map(|slot| ((slot.owner, slot.kind, Arc::clone(&slot.authority_id)), Some(slot.not_after)))
-        .collect();
-    let (slots, slots_at) = schedule::ended(&foreign, false, now);
-    let mut changes: Vec<Change> = slots
-        .into_iter()
-        .take(LARGEST_PRUNING)
-        .map(|(owner, kind, authority_id)| Change::RemoveSlot { owner, kind, authority_id })
-        .collect();
-    let Some(bundle) = state.bundle(state.trust_domain()) else {
-        return (changes, slots_at);
-    };
-    let trust_domain = state.trust_domain();
-    let end = |der: &bytes::Bytes| Certificate::parse(der.clone()).ok().map(|certificate| certificate.not_after);
-    let x509: Vec<_> =
-        bundle.x509.iter().map(|authority| (certificate_hash(&authority.der), end(&authority.der))).collect();
-    let jwt: Vec<_> =
-        bundle.jwt.iter().map(|authority| (Arc::clone(&authority.key_id), authority.expires_at)).collect();
-    let (x509, x509_at) = schedule::ended(&x509, true, now);
-    let (jwt, jwt_at) = schedule::ended(&jwt, false, now);
-    if !x509.is_empty() || !jwt.is_empty() {
-        let removed_x509 =
-            x509.into_iter().map(|sha256| Change::RemoveX509Authority { trust_domain: trust_domain.clone(), sha256 });
-        let removed_jwt =
-            jwt.into_iter().map(|key_id| Change::RemoveJwtAuthority { trust_domain: trust_domain.clone(), key_id });
-        changes.extend(removed_x509.chain(removed_jwt).take(LARGEST_PRUNING - 1));
-        changes.push(next_sequence(state));
-    }
-    (changes, [slots_at, x509_at, jwt_at].into_iter().flatten().min())
 }

@@ -19,6 +19,7 @@ const CRATES: &[(&str, &str)] = &[
 /// Modules that decide, as paths below their crate; an empty path is the whole crate.
 const DECISIONS: &[(&str, &[&str])] = &[
     ("spiffe", &[]),
+    ("signet_server", &["authority", "journal"]),
     ("signet_server", &["authority", "schedule"]),
     ("signet_server", &["authority", "profile"]),
     ("signet_server", &["registry", "authorized"]),

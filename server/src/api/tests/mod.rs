@@ -124,6 +124,7 @@ impl Server {
             committer: history.committer(),
             replica: history.replica(),
             clock: history.clock(),
+            steady: runtime::steady::Steady::new(history.clock()),
             entropy: entropy.clone(),
             own_certificate: own.clone(),
         });

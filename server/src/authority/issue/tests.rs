@@ -7,7 +7,7 @@ use spiffe::x509::PrivateKey;
 
 use super::super::keys::SigningKeys;
 use super::super::keys::memory::MemoryKeys;
-use super::super::profile::CaSubject;
+use super::super::profile::{BACKDATE, CaSubject};
 use super::*;
 use crate::state::model::{AuthorityKind, KeyOwner, SlotStatus};
 
@@ -195,12 +195,20 @@ async fn nothing_is_signed_beyond_the_end_or_without_an_authority() {
     let f = fixture(policy(KeyType::EcP256)).await;
     let key = PrivateKey::generate(KeyType::EcP256).unwrap();
     let key = key.public_key();
-    let at_the_end = f.issuer.workload_x509(&request(&[]), key, f.root.not_after);
-    assert!(matches!(at_the_end, Err(IssueError::Profile(ProfileError::AuthorityExpired))));
+    let signed_at = |now| f.issuer.workload_x509(&request(&[]), key, now).map(drop);
+    let (second, begins) = (Duration::from_secs(1), f.now - BACKDATE);
+    assert!(matches!(signed_at(f.root.not_after), Err(IssueError::NotReady)));
+    assert!(signed_at(f.root.not_after - second).is_ok());
+    assert!(matches!(signed_at(begins - second), Err(IssueError::NotReady)), "it has not begun");
+    assert!(signed_at(begins).is_ok());
     let empty = Issuer::new(Arc::new(policy(KeyType::EcP256)), Entropy::system(), None, None).unwrap();
     assert!(matches!(empty.workload_x509(&request(&[]), key, f.now), Err(IssueError::NotReady)));
     let jwt = JwtProfile { id: request(&[]).id, audience: vec!["a".to_owned()], ttl: None, token_id: None };
     assert!(matches!(empty.jwt(&jwt, f.now), Err(IssueError::NotReady)));
+    let signed_at = |now| f.issuer.jwt(&jwt, now).map(drop);
+    assert!(matches!(signed_at(f.root.not_after), Err(IssueError::NotReady)));
+    assert!(matches!(signed_at(begins - second), Err(IssueError::NotReady)));
+    assert!(signed_at(begins).is_ok());
 }
 
 #[tokio::test]
