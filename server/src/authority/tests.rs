@@ -249,3 +249,6 @@ async fn tainting_what_signed_the_server_renews_its_own_svid_at_once() {
     trigger.request();
     running.await.unwrap();
 }
+
+#[path = "tests/clocks.rs"]
+mod clocks;
