@@ -11,7 +11,7 @@ use runtime::shutdown::{Shutdown, Tasks, Trigger};
 use runtime::telemetry::health::Health;
 use runtime::telemetry::level::LogLevel;
 use runtime::telemetry::settings::HealthPages;
-use runtime::telemetry::{self, http, log, metrics};
+use runtime::telemetry::{self, Limiter, http, log, metrics};
 use spiffe::bundle::Bundle;
 use spiffe::id::TrustDomain;
 use tokio::net::{TcpListener, UnixListener};
@@ -167,6 +167,8 @@ struct Life {
     link: ServerLink,
     cache: Cache,
     health: Health,
+    /// Of lines that callers cause.
+    log: Limiter,
 }
 
 /// What is bound and not served yet.
@@ -218,9 +220,11 @@ impl Agent {
             availability_target: config.availability_target,
         };
         let issuer = Arc::new(link.clone());
-        let cache = Cache::new(config.trust_domain.clone(), limits, issuer, clock.clone(), entropy.clone());
+        let log = Limiter::new(clock.clone());
+        let cache =
+            Cache::new(config.trust_domain.clone(), limits, issuer, clock.clone(), entropy.clone(), log.clone());
         let listening = Listening { workloads, admin, level, pages, recorded };
-        Ok(Self { life: Life { config, clock, entropy, identity, link, cache, health }, listening })
+        Ok(Self { life: Life { config, clock, entropy, identity, link, cache, health, log }, listening })
     }
 
     /// Runs until `stop` is requested.
@@ -273,16 +277,17 @@ impl Life {
             allowed_foreign_jwt_claims: self.config.allowed_foreign_jwt_claims.iter().cloned().collect(),
             disable_workload_api: self.config.disable_workload_api,
         };
-        let attestors = Arc::new(Attestors::new(attestors));
-        let routes = api::workload_routes(&self.cache, attestors, settings, self.clock.clone());
+        let attestors = Arc::new(Attestors::new(attestors, self.log.clone()));
+        let routes = api::workload_routes(&self.cache, attestors, settings, self.clock.clone(), self.log.clone());
         tracing::info!(network = "unix", address = %self.config.socket_path.display(), "Starting Workload API");
         let limits = UnixLimits::for_everybody();
-        let served = serve::unix(listening.workloads, routes, limits, stopping.clone());
+        let served = serve::unix(listening.workloads, routes, limits, self.log.clone(), stopping.clone());
         listeners.spawn_critical("workload listener", served);
+        tasks.spawn("log limiter", self.log.clone().run(stopping.clone()));
         if let Some(admin) = listening.admin {
             let own = Arc::new(self.identity.clone());
             let routes = api::admin_routes(self.cache.clone(), own, listening.level, self.clock.clone());
-            let served = serve::unix(admin, routes, UnixLimits::for_operators(), stopping.clone());
+            let served = serve::unix(admin, routes, UnixLimits::for_operators(), self.log.clone(), stopping.clone());
             listeners.spawn_critical("admin listener", served);
         }
         for (name, listener, answer) in listening.pages {

@@ -6,7 +6,6 @@ mod health;
 mod logger;
 pub mod message;
 mod reflection;
-mod seldom;
 mod status;
 mod streams;
 mod workload;
@@ -15,7 +14,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use runtime::clock::Clock;
-use runtime::telemetry::LogLevel;
+use runtime::telemetry::{Limiter, LogLevel};
 use transport::serve::Routes;
 
 use crate::cache::Cache;
@@ -34,13 +33,19 @@ pub struct Settings {
     pub disable_workload_api: bool,
 }
 
-/// The services of the socket that every process may open.
-pub fn workload_routes(cache: &Cache, attestors: Arc<Attestors>, settings: Settings, clock: Clock) -> Routes {
+/// The services of the socket that every process may open. What its callers cause in the log, `log` limits.
+pub fn workload_routes(
+    cache: &Cache,
+    attestors: Arc<Attestors>,
+    settings: Settings,
+    clock: Clock,
+    log: Limiter,
+) -> Routes {
     let mut routes = Routes::default().with(health::service(cache.clone(), settings.disable_workload_api));
     let mut names = vec!["grpc.health.v1.Health"];
     if !settings.disable_workload_api {
         names.insert(0, workload::SERVICE);
-        routes = routes.with(workload::WorkloadApi::new(cache.clone(), attestors, settings, clock));
+        routes = routes.with(workload::WorkloadApi::new(cache.clone(), attestors, settings, clock, log));
     }
     reflection::add(routes, &names)
 }

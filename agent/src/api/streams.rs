@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
+use runtime::telemetry::Limiter;
 use spiffe::bundle::Bundle;
 use spiffe_proto::workload as wire;
 use tokio::time::Instant;
@@ -27,12 +28,16 @@ pub(super) const LOOK: Duration = Duration::from_millis(1);
 /// An answer of this size is worth a warning: not much more and clients refuse it.
 const LARGE: usize = 3 * 1024 * 1024;
 
+const TOO_LARGE: &str = "An answer is too large for any client; it is not sent";
+const NEARLY_TOO_LARGE: &str = "An answer comes near the limit of clients";
+
 type Messages = BoxStream<'static, Result<Bytes, Status>>;
 
 /// One caller's stream.
 struct Follower<K> {
     subscription: Subscription,
     peer: Arc<UnixPeer>,
+    log: Limiter,
     /// When the peer was last known to be who was attested.
     looked_at: Instant,
     /// What was sent last.
@@ -47,8 +52,8 @@ trait Kind: Send + 'static {
 }
 
 /// Messages for a caller that was attested just now, until the first error.
-fn follow<K: Kind>(subscription: Subscription, peer: Arc<UnixPeer>, kind: K) -> Messages {
-    let follower = Follower { subscription, peer, looked_at: Instant::now(), sent: None, kind };
+fn follow<K: Kind>(subscription: Subscription, peer: Arc<UnixPeer>, log: Limiter, kind: K) -> Messages {
+    let follower = Follower { subscription, peer, log, looked_at: Instant::now(), sent: None, kind };
     stream::unfold(Some(follower), |follower| async {
         let mut follower = follower?;
         match follower.next().await {
@@ -76,7 +81,7 @@ impl<K: Kind> Follower<K> {
             if self.sent.as_ref() == Some(&message) {
                 continue;
             }
-            check_size(&message, &view)?;
+            self.check_size(&message, &view)?;
             // What is sent goes to the process that was attested, however long ago that was.
             if self.looked_at.elapsed() > LOOK {
                 look_again(&self.peer).await.map_err(|refusal| status::refused(&refusal))?;
@@ -86,23 +91,25 @@ impl<K: Kind> Follower<K> {
             return Ok(message);
         }
     }
-}
 
-fn check_size(message: &Bytes, view: &View) -> Result<(), Status> {
-    let (length, entries) = (message_length(message), view.entries.len());
-    if length > MESSAGE_LIMIT {
-        tracing::error!(length, entries, "An answer is too large for any client; it is not sent");
-        return Err(status::too_large(length, entries));
+    fn check_size(&self, message: &Bytes, view: &View) -> Result<(), Status> {
+        let (length, entries, party) = (message_length(message), view.entries.len(), &self.peer.party);
+        if length > MESSAGE_LIMIT {
+            if self.log.allow(TOO_LARGE, party.name()) {
+                tracing::error!(%party, length, entries, "{TOO_LARGE}");
+            }
+            return Err(status::too_large(length, entries));
+        }
+        if length > LARGE && self.log.allow(NEARLY_TOO_LARGE, party.name()) {
+            tracing::warn!(%party, length, entries, limit = MESSAGE_LIMIT, "{NEARLY_TOO_LARGE}");
+        }
+        Ok(())
     }
-    if length > LARGE {
-        tracing::warn!(length, entries, limit = MESSAGE_LIMIT, "An answer comes near the limit of clients");
-    }
-    Ok(())
 }
 
 /// The X.509-SVIDs of a caller.
-pub(super) fn follow_svids(subscription: Subscription, peer: Arc<UnixPeer>) -> Messages {
-    follow(subscription, peer, Svids)
+pub(super) fn follow_svids(subscription: Subscription, peer: Arc<UnixPeer>, log: Limiter) -> Messages {
+    follow(subscription, peer, log, Svids)
 }
 
 struct Svids;
@@ -158,10 +165,11 @@ pub(super) enum Bundles {
 pub(super) fn follow_bundles(
     subscription: Subscription,
     peer: Arc<UnixPeer>,
+    log: Limiter,
     bundles: Bundles,
     anybody: bool,
 ) -> Messages {
-    follow(subscription, peer, Shown { bundles, anybody })
+    follow(subscription, peer, log, Shown { bundles, anybody })
 }
 
 struct Shown {

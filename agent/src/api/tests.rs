@@ -12,7 +12,7 @@ use bytes::Bytes;
 use rcgen::{CertificateParams, CertificateSigningRequestParams, Issuer as Ca, KeyPair};
 use runtime::entropy::Entropy;
 use runtime::shutdown::{Shutdown, Trigger};
-use runtime::telemetry::Level;
+use runtime::telemetry::{Level, Limiter};
 use spiffe::bundle::{Bundle, JwtAuthority, X509Authority};
 use spiffe::id::{SpiffeId, TrustDomain};
 use spiffe::jwt::{Algorithm, encoded_header, signing_input, with_signature};
@@ -163,19 +163,21 @@ impl Agent {
     /// An agent that has not heard from its server yet.
     fn start(settings: Settings) -> Self {
         let server = Signs::new();
+        let log = Limiter::new(Clock::system());
         let (clock, entropy) = (Clock::system(), Entropy::seeded(7));
-        let cache = Cache::new(trust_domain(), Limits::default(), server.clone(), clock.clone(), entropy);
+        let cache = Cache::new(trust_domain(), Limits::default(), server.clone(), clock.clone(), entropy, log.clone());
         let (trigger, shutdown) = Shutdown::new();
         let (signing, until) = (cache.clone(), shutdown.clone());
         tokio::spawn(async move { signing.sign_until(until, KeyType::EcP256).await });
         let asked = Counts::default();
         let attestors: Vec<Box<dyn WorkloadAttestor>> =
             vec![Box::new(Unix::new(Default::default())), Box::new(asked.clone())];
-        let routes = workload_routes(&cache, Arc::new(Attestors::new(attestors)), settings, clock);
+        let routes =
+            workload_routes(&cache, Arc::new(Attestors::new(attestors, log.clone())), settings, clock, log.clone());
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("api.sock");
         let listener = transport::socket::bind_unix(&path, 0o755, 0o777).unwrap();
-        let served = tokio::spawn(transport::serve::unix(listener, routes, UnixLimits::for_everybody(), shutdown));
+        let served = tokio::spawn(transport::serve::unix(listener, routes, UnixLimits::for_everybody(), log, shutdown));
         Self { _folder: folder, path, server, cache, asked, trigger, served }
     }
 
@@ -590,7 +592,9 @@ impl OwnChain for Own {
 async fn operators_look_inside_and_change_the_log_level() {
     let server = Signs::new();
     let clock = Clock::system();
-    let cache = Cache::new(trust_domain(), Limits::default(), server.clone(), clock.clone(), Entropy::seeded(7));
+    let log = Limiter::new(clock.clone());
+    let cache =
+        Cache::new(trust_domain(), Limits::default(), server.clone(), clock.clone(), Entropy::seeded(7), log.clone());
     cache.apply(Update { bundles: vec![Arc::new(server.bundle())], ..Update::default() });
     server.ids.lock().unwrap().insert("own".into(), id("/spire/agent/x"));
     let key = PrivateKey::generate(KeyType::EcP256).unwrap();
@@ -603,7 +607,7 @@ async fn operators_look_inside_and_change_the_log_level() {
     let listener = transport::socket::bind_unix(&path, 0o750, 0o770).unwrap();
     let (_trigger, shutdown) = Shutdown::new();
     let routes = admin_routes(cache, Arc::new(own), LogLevel::new(Level::Info), clock);
-    tokio::spawn(transport::serve::unix(listener, routes, UnixLimits::for_operators(), shutdown));
+    tokio::spawn(transport::serve::unix(listener, routes, UnixLimits::for_operators(), log, shutdown));
     let channel = transport::dial::unix(&path).await.unwrap();
 
     let mut debug = agent_debug::debug_client::DebugClient::new(channel.clone());

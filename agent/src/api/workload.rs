@@ -11,6 +11,7 @@ use http::{HeaderMap, Request, Response};
 use prost_types::value::Kind;
 use prost_types::{ListValue, Struct, Value};
 use runtime::clock::Clock;
+use runtime::telemetry::Limiter;
 use serde_json::Value as Json;
 use spiffe::id::SpiffeId;
 use spiffe::selector::SelectorSet;
@@ -25,7 +26,6 @@ use transport::serve::Share;
 use zeroize::Zeroize;
 
 use super::message::{self, Answer, FETCH_LIMIT, Incoming, UNATTESTED, VALIDATE_LIMIT};
-use super::seldom::Seldom;
 use super::streams::{Bundles, LOOK, follow_bundles, follow_svids};
 use super::{Settings, status};
 use crate::cache::{Cache, CacheError, Subscription};
@@ -52,9 +52,13 @@ struct Inner {
     attestors: Arc<Attestors>,
     settings: Settings,
     clock: Clock,
-    unknown: Seldom,
-    tokens: Seldom,
+    log: Limiter,
 }
+
+// What callers cause in the log, by the messages that operators search for.
+const NO_IDENTITY: &str = "No identity issued";
+const NO_TOKEN: &str = "No JWT-SVID for a caller";
+const REFUSED: &str = "A caller was refused";
 
 /// Who makes a call, and what it takes of the listener.
 struct Call {
@@ -114,9 +118,8 @@ impl Method {
 }
 
 impl WorkloadApi {
-    pub(super) fn new(cache: Cache, attestors: Arc<Attestors>, settings: Settings, clock: Clock) -> Self {
-        let (unknown, tokens) = (Seldom::default(), Seldom::default());
-        Self { inner: Arc::new(Inner { cache, attestors, settings, clock, unknown, tokens }) }
+    pub(super) fn new(cache: Cache, attestors: Arc<Attestors>, settings: Settings, clock: Clock, log: Limiter) -> Self {
+        Self { inner: Arc::new(Inner { cache, attestors, settings, clock, log }) }
     }
 }
 
@@ -169,7 +172,7 @@ impl Inner {
                 if !call.is_entitled(&subscription) {
                     self.tell_unknown(&call.peer, subscription.selectors());
                 }
-                Ok(Answer::Many(follow_svids(subscription, call.peer)))
+                Ok(Answer::Many(follow_svids(subscription, call.peer, self.log.clone())))
             }
             Method::FetchX509Bundles => {
                 message::read::<wire::X509BundlesRequest>(headers, body, UNATTESTED).await?;
@@ -211,7 +214,7 @@ impl Inner {
             return Err(status::not_synced());
         }
         let selectors = self.attestors.attest(&call.peer).await.map_err(|refusal| {
-            log_refusal(&call.peer, &refusal);
+            self.tell_refused(&call.peer, &refusal);
             status::refused(&refusal)
         })?;
         call.holds(memory(&selectors));
@@ -220,10 +223,20 @@ impl Inner {
 
     /// The first thing to know when a process does not get its identity. In SPIRE's words, which operators look for.
     fn tell_unknown(&self, peer: &UnixPeer, selectors: &SelectorSet) {
-        let Some(untold) = self.unknown.now(selectors) else { return };
+        if !self.log.allow(NO_IDENTITY, peer.party.name()) {
+            return;
+        }
         let selectors: Vec<String> = selectors.iter().map(ToString::to_string).collect();
         let selectors = selectors.join(", ");
-        tracing::warn!(pid = peer.pid, uid = peer.uid, registered = false, selectors, untold, "No identity issued");
+        let party = tracing::field::display(&peer.party);
+        tracing::warn!(pid = peer.pid, uid = peer.uid, party, registered = false, selectors, "{NO_IDENTITY}");
+    }
+
+    fn tell_refused(&self, peer: &UnixPeer, refusal: &Refusal) {
+        if self.log.allow(REFUSED, peer.party.name()) {
+            let error = runtime::telemetry::chain(refusal);
+            tracing::warn!(pid = peer.pid, uid = peer.uid, party = %peer.party, error, "{REFUSED}");
+        }
     }
 
     async fn bundles(&self, call: Call, kind: Bundles) -> Result<Answer, Status> {
@@ -233,7 +246,7 @@ impl Inner {
         if !call.is_entitled(&subscription) && !anybody {
             self.tell_unknown(&call.peer, subscription.selectors());
         }
-        Ok(Answer::Many(follow_bundles(subscription, call.peer, kind, anybody)))
+        Ok(Answer::Many(follow_bundles(subscription, call.peer, self.log.clone(), kind, anybody)))
     }
 
     async fn fetch_jwt(&self, call: &Call, request: wire::JwtsvidRequest) -> Result<wire::JwtsvidResponse, Status> {
@@ -249,9 +262,9 @@ impl Inner {
             match &error {
                 CacheError::NotEntitled => self.tell_unknown(peer, &selectors),
                 CacheError::Issue(_) => {
-                    if let Some(untold) = self.tokens.now(&selectors) {
+                    if self.log.allow(NO_TOKEN, peer.party.name()) {
                         let error = runtime::telemetry::chain(&error);
-                        tracing::warn!(pid = peer.pid, error, untold, "No JWT-SVID for a caller");
+                        tracing::warn!(pid = peer.pid, party = %peer.party, error, "{NO_TOKEN}");
                     }
                 }
             }
@@ -328,8 +341,4 @@ fn to_value(json: Json) -> Value {
         }),
     };
     Value { kind: Some(kind) }
-}
-
-fn log_refusal(peer: &UnixPeer, refusal: &Refusal) {
-    tracing::warn!(pid = peer.pid, uid = peer.uid, error = runtime::telemetry::chain(refusal), "A caller was refused");
 }

@@ -17,6 +17,7 @@ use super::{Cache, CacheError, Inner, IssueError};
 const FETCHES_AT_ONCE: usize = 8;
 /// How long a renewal of a token that is still valid may hold up its caller.
 const RENEWAL_PATIENCE: Duration = Duration::from_secs(5);
+const NOT_RENEWED: &str = "Could not renew a JWT-SVID; the held one is valid and is handed out";
 
 /// How often the entries of one request are looked at, if one is changed or goes away while its token is on its way.
 const LOOKS: u32 = 2;
@@ -91,11 +92,10 @@ impl Cache {
         };
         match (outcome, held.filter(|svid| svid.expires_at > self.inner.clock.now())) {
             (Err(error), Some(svid)) => {
-                tracing::warn!(
-                    spiffe_id = %entry.spiffe_id,
-                    error = runtime::telemetry::chain(&error),
-                    "Could not renew a JWT-SVID; the held one is valid and is handed out"
-                );
+                if self.inner.log.allow(NOT_RENEWED, entry.spiffe_id.as_str()) {
+                    let error = runtime::telemetry::chain(&error);
+                    tracing::warn!(spiffe_id = %entry.spiffe_id, error, "{NOT_RENEWED}");
+                }
                 Ok(svid)
             }
             (outcome, _) => outcome.map_err(CacheError::Issue),

@@ -20,6 +20,7 @@ use std::time::{Duration, SystemTime};
 use runtime::clock::Clock;
 use runtime::entropy::Entropy;
 use runtime::reconcile::Nudge;
+use runtime::telemetry::Limiter;
 use spiffe::bundle::Bundle;
 use spiffe::id::TrustDomain;
 use spiffe::selector::SelectorSet;
@@ -85,6 +86,7 @@ pub struct Cache {
 struct Inner {
     clock: Clock,
     entropy: Entropy,
+    log: Limiter,
     limits: Limits,
     issuer: Arc<dyn Issuer>,
     signer: Nudge,
@@ -101,10 +103,12 @@ impl Cache {
         issuer: Arc<dyn Issuer>,
         clock: Clock,
         entropy: Entropy,
+        log: Limiter,
     ) -> Self {
         let inner = Inner {
             clock,
             entropy,
+            log,
             limits,
             issuer,
             signer: Nudge::new(),

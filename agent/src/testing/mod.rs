@@ -19,6 +19,7 @@ use bytes::Bytes;
 use runtime::clock::Clock;
 use runtime::entropy::Entropy;
 use runtime::shutdown::{Shutdown, Trigger};
+use runtime::telemetry::Limiter;
 use spiffe::id::TrustDomain;
 use spiffe::selector::{Selector, SelectorSet};
 use spiffe::x509::KeyType;
@@ -110,7 +111,8 @@ impl World {
         let dial = FakeDial { fake: Arc::clone(&self.fake), identity: identity.clone() };
         let link = ServerLink::new(Arc::new(dial), identity.witness());
         let issuer = Arc::new(link.clone());
-        let cache = Cache::new(trust_domain.clone(), self.limits, issuer, self.clock.clone(), Entropy::seeded(8));
+        let log = Limiter::new(self.clock.clone());
+        let cache = Cache::new(trust_domain.clone(), self.limits, issuer, self.clock.clone(), Entropy::seeded(8), log);
         let (trigger, shutdown) = Shutdown::new();
         identity.establish(&link, &shutdown).await?;
         let sync = Sync {

@@ -9,11 +9,14 @@ use std::time::Duration;
 
 use futures_util::future::{BoxFuture, join_all};
 use runtime::pool::PoolError;
+use runtime::telemetry::Limiter;
 use spiffe::selector::{Selector, SelectorSet};
 use transport::peer::{Credentials, PeerError, UnixPeer};
 
 /// How long one call waits for a look at its process, and for all attestors together.
 const DEADLINE: Duration = Duration::from_secs(10);
+
+const FAILED: &str = "A workload attestor failed";
 
 /// A process that calls, with what `/proc` said of its user and groups before any attestor was asked.
 #[derive(Debug, Clone)]
@@ -116,6 +119,7 @@ pub async fn look_again(peer: &Arc<UnixPeer>) -> Result<(), Refusal> {
 /// All methods that are configured, asked side by side.
 pub struct Attestors {
     attestors: Arc<[Box<dyn WorkloadAttestor>]>,
+    log: Limiter,
 }
 
 /// What came of a first visit.
@@ -125,9 +129,9 @@ enum First {
 }
 
 impl Attestors {
-    /// These methods.
-    pub fn new(attestors: Vec<Box<dyn WorkloadAttestor>>) -> Self {
-        Self { attestors: attestors.into() }
+    /// These methods; `log` limits what callers whom they fail cause in the log.
+    pub fn new(attestors: Vec<Box<dyn WorkloadAttestor>>, log: Limiter) -> Self {
+        Self { attestors: attestors.into(), log }
     }
 
     /// What all methods say of a process, as of one moment: it is asked before and afterwards whether it is still the
@@ -153,7 +157,7 @@ impl Attestors {
             First::Done(selectors) => return Ok(selectors),
             First::Open(begun) => begun,
         };
-        let asked = self.attestors.iter().zip(begun).map(|(attestor, begun)| finish(attestor.name(), peer.pid, begun));
+        let asked = self.attestors.iter().zip(begun).map(|(attestor, begun)| self.finish(attestor.name(), peer, begun));
         let selectors = together(join_all(asked).await)?;
         visit(peer, move |peer| {
             peer.still_same()?;
@@ -161,20 +165,23 @@ impl Attestors {
         })
         .await
     }
-}
 
-async fn finish(attestor: &'static str, pid: i32, begun: Begun) -> Result<Vec<Selector>, Refusal> {
-    let answer = match begun {
-        Begun::Says(selectors) => Ok(selectors),
-        Begun::Later(selectors) => tokio::time::timeout(DEADLINE, selectors).await,
-    };
-    let error: Box<dyn Error + Send + Sync> = match answer {
-        Ok(Ok(selectors)) => return Ok(selectors),
-        Ok(Err(error)) => error.into(),
-        Err(late) => late.into(),
-    };
-    tracing::warn!(attestor, pid, error = runtime::telemetry::chain(&*error), "A workload attestor failed");
-    Err(Refusal::NoAnswer(Some(error)))
+    async fn finish(&self, attestor: &'static str, peer: &UnixPeer, begun: Begun) -> Result<Vec<Selector>, Refusal> {
+        let answer = match begun {
+            Begun::Says(selectors) => Ok(selectors),
+            Begun::Later(selectors) => tokio::time::timeout(DEADLINE, selectors).await,
+        };
+        let error: Box<dyn Error + Send + Sync> = match answer {
+            Ok(Ok(selectors)) => return Ok(selectors),
+            Ok(Err(error)) => error.into(),
+            Err(late) => late.into(),
+        };
+        if self.log.allow(FAILED, peer.party.name()) {
+            let told = runtime::telemetry::chain(&*error);
+            tracing::warn!(attestor, pid = peer.pid, party = %peer.party, error = told, "{FAILED}");
+        }
+        Err(Refusal::NoAnswer(Some(error)))
+    }
 }
 
 fn together(answers: Vec<Result<Vec<Selector>, Refusal>>) -> Result<Vec<Selector>, Refusal> {

@@ -57,7 +57,7 @@ fn myself() -> (Arc<UnixPeer>, tokio::net::UnixStream) {
 }
 
 fn attestors(all: Vec<Box<dyn WorkloadAttestor>>) -> Attestors {
-    Attestors::new(all)
+    Attestors::new(all, Limiter::new(runtime::clock::Clock::system()))
 }
 
 #[tokio::test(start_paused = true)]

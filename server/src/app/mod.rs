@@ -15,6 +15,7 @@ use runtime::clock::Clock;
 use runtime::entropy::Entropy;
 use runtime::shutdown::{Shutdown, Tasks, Trigger};
 use runtime::steady::Steady;
+use runtime::telemetry::Limiter;
 use runtime::telemetry::health::Health;
 use runtime::telemetry::level::LogLevel;
 use runtime::telemetry::{self, http, log, metrics};
@@ -329,13 +330,15 @@ impl Server {
         tracing::info!(network = "unix", address = %self.config.socket_path.display(), "Starting Server APIs");
         let listeners = Tasks::new(trigger.clone());
         let (network, admin) = (self.network_routes(), self.admin_routes());
+        let log = Limiter::new(self.clock.clone());
+        self.tasks.spawn("log limiter", log.clone().run(stopping.clone()));
         listeners.spawn_critical(
             "network listener",
             serve::tcp(self.network, self.tls, network, TcpLimits::default(), self.clock.clone(), stopping.clone()),
         );
         listeners.spawn_critical(
             "admin listener",
-            serve::unix(self.admin, admin, UnixLimits::for_operators(), stopping.clone()),
+            serve::unix(self.admin, admin, UnixLimits::for_operators(), log.clone(), stopping.clone()),
         );
         for (name, listener, answer) in self.pages.drain(..) {
             self.tasks.spawn(name, http::serve(name, listener, answer, self.tasks.clone(), stopping.clone()));

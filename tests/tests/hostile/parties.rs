@@ -193,3 +193,46 @@ async fn requests_have_the_size_that_their_method_needs() -> Result<()> {
     }
     house.still_served().await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connecting_and_exiting_fills_no_log() -> Result<()> {
+    let house = open_house().await?;
+    let program = odd_process(house.folder.path(), 0o755)?;
+    let socket = house.agent.socket();
+    let lines = || -> Result<usize> { Ok(std::fs::read_to_string(house.agent.log())?.lines().count()) };
+    let before = lines()?;
+    let mut crowd = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        let mut vanish = odd(&program, &["vanish", path_text(&socket)?, "150"]);
+        crowd.spawn(async move { vanish.status().await });
+    }
+    while let Some(ended) = crowd.join_next().await {
+        assert!(ended??.success());
+    }
+    house.still_served().await?;
+    // A few lines of each kind, and one that says what was left out.
+    let grown = lines()? - before;
+    assert!(grown <= 24, "{grown} lines:\n{}", e2e::testkit::process::tail(&house.agent.log()));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn as_root_one_who_asks_without_an_identity_fills_no_log() -> Result<()> {
+    let house = open_house().await?;
+    let program = odd_process(house.folder.path(), 0o755)?;
+    let socket = house.agent.socket();
+    for _ in 0..40 {
+        let mut ask = odd(&program, &["ask", path_text(&socket)?]);
+        ask.uid(STRANGER).gid(STRANGER);
+        assert_eq!(run(ask).await?, "code=7 no identity issued");
+    }
+    let log = std::fs::read_to_string(house.agent.log())?;
+    let told: Vec<&str> = log.lines().filter(|line| line.contains("No identity issued")).collect();
+    assert!((1..=7).contains(&told.len()), "{told:#?}");
+    assert!(
+        told[0].contains(&format!("user {STRANGER}")) && told[0].contains(&format!("unix:uid:{STRANGER}")),
+        "{}",
+        told[0]
+    );
+    house.still_served().await
+}

@@ -18,6 +18,7 @@ use http_body_util::BodyExt as _;
 use rcgen::{CertificateParams, Issuer, KeyPair};
 use runtime::clock::Clock;
 use runtime::shutdown::{Shutdown, Trigger};
+use runtime::telemetry::Limiter;
 use spiffe::bundle::{Bundle, Bundles, X509Authority};
 use spiffe::id::{SpiffeId, TrustDomain};
 use spiffe::x509::PrivateKey;
@@ -162,7 +163,8 @@ fn local(change: impl FnOnce(&mut UnixLimits)) -> Local {
     change(&mut limits);
     let answers = Answers::default();
     let open = Arc::clone(&answers.open);
-    let served = tokio::spawn(unix(listener, Routes::default().with(answers), limits, shutdown));
+    let served =
+        tokio::spawn(unix(listener, Routes::default().with(answers), limits, Limiter::new(Clock::system()), shutdown));
     Local { _folder: folder, path, trigger, served, open }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use runtime::pool::Pool;
 use runtime::shutdown::{Shutdown, Tasks};
+use runtime::telemetry::Limiter;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::timeout;
 
@@ -55,6 +56,10 @@ impl UnixLimits {
     }
 }
 
+const NOT_ACCEPTED: &str = "Cannot accept a local connection; the heaviest caller has to give";
+const NOT_LOOKED_AT: &str = "Cannot look at a local caller; the heaviest has to give";
+const REFUSED: &str = "Refused a local connection";
+
 /// A process, and who answers for it.
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Process {
@@ -70,8 +75,9 @@ impl crowd::Party for Process {
     }
 }
 
-/// Serves `routes` to the processes that connect, until a shutdown is requested and every connection has ended.
-pub async fn unix(listener: UnixListener, routes: Routes, limits: UnixLimits, shutdown: Shutdown) {
+/// Serves `routes` to the processes that connect, until a shutdown is requested and every connection has ended. What
+/// callers cause in the log, `log` limits.
+pub async fn unix(listener: UnixListener, routes: Routes, limits: UnixLimits, log: Limiter, shutdown: Shutdown) {
     // A panic in one connection ends that connection only, so nobody listens to this trigger.
     let (trigger, _) = Shutdown::new();
     let tasks = Tasks::new(trigger);
@@ -89,7 +95,9 @@ pub async fn unix(listener: UnixListener, routes: Routes, limits: UnixLimits, sh
             Ok((stream, _)) => stream,
             Err(error) if concerns_one_connection(&error) => continue,
             Err(error) => {
-                tracing::warn!(%error, "Cannot accept a local connection; the heaviest caller has to give");
+                if log.allow(NOT_ACCEPTED, "everybody") {
+                    tracing::warn!(%error, "{NOT_ACCEPTED}");
+                }
                 crowd.shed();
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
@@ -99,7 +107,7 @@ pub async fn unix(listener: UnixListener, routes: Routes, limits: UnixLimits, sh
         let arrival = match Arrival::of(&stream) {
             Ok(arrival) => Some(arrival),
             Err(error) => {
-                refuse(&error, &ending, &crowd);
+                refuse(&error, &Party::unseen(), &ending, &crowd, &log);
                 None
             }
         };
@@ -112,11 +120,11 @@ pub async fn unix(listener: UnixListener, routes: Routes, limits: UnixLimits, sh
             continue;
         };
         let (http2, limits, routes) = (Arc::clone(&http2), Arc::clone(&limits), routes.clone());
-        let (crowd, pool) = (Arc::clone(&crowd), pool.clone());
+        let (crowd, pool, log) = (Arc::clone(&crowd), pool.clone(), log.clone());
         tasks.spawn("local connection", async move {
             // Nothing of the connection is read before its process is known.
             let pinned = match arrival {
-                Some(arrival) => pin(arrival, &pool, &ending, &crowd, limits.first_request_timeout).await,
+                Some(arrival) => pin(arrival, &pool, &ending, &crowd, &log, limits.first_request_timeout).await,
                 None => None,
             };
             let peer = pinned.map(Arc::new);
@@ -135,13 +143,14 @@ async fn pin(
     pool: &Pool,
     ending: &Ending,
     crowd: &Crowd<Process>,
+    log: &Limiter,
     patience: Duration,
 ) -> Option<UnixPeer> {
     let party = arrival.party.clone();
     tokio::select! {
         pinned = timeout(patience, arrival.pin(pool)) => match pinned {
             Ok(Ok(peer)) => return Some(peer),
-            Ok(Err(error)) => refuse(&error, ending, crowd),
+            Ok(Err(error)) => refuse(&error, &party, ending, crowd, log),
             Err(_) => {
                 tracing::debug!(%party, "A local caller could not be looked at in time");
                 ending.end(Reason::Overload);
@@ -153,19 +162,21 @@ async fn pin(
 }
 
 /// Ends a connection whose process is not known.
-fn refuse(error: &PeerError, ending: &Ending, crowd: &Crowd<Process>) {
+fn refuse(error: &PeerError, party: &Party, ending: &Ending, crowd: &Crowd<Process>, log: &Limiter) {
+    let told = error as &dyn std::error::Error;
     if error.is_shortage() {
-        tracing::warn!(
-            error = error as &dyn std::error::Error,
-            "Cannot look at a local caller; the heaviest has to give"
-        );
+        if log.allow(NOT_LOOKED_AT, party.name()) {
+            tracing::warn!(error = told, %party, "{NOT_LOOKED_AT}");
+        }
         crowd.shed();
         ending.end(Reason::Overload);
     } else if matches!(error, PeerError::Busy(_)) {
-        tracing::debug!(error = error as &dyn std::error::Error, "Cannot look at a local caller now");
+        tracing::debug!(error = told, %party, "Cannot look at a local caller now");
         ending.end(Reason::Overload);
     } else {
-        tracing::warn!(error = error as &dyn std::error::Error, "Refused a local connection");
+        if log.allow(REFUSED, party.name()) {
+            tracing::warn!(error = told, %party, "{REFUSED}");
+        }
         ending.end(Reason::ProcessUnseen);
     }
 }
