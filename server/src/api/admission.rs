@@ -18,6 +18,7 @@ use tonic::server::NamedService;
 use tonic::{Code, Status};
 use tower::Service;
 use transport::peer::Peer;
+use transport::serve::Ending;
 
 use super::caller::{Caller, CallerKind};
 use super::core::Core;
@@ -122,8 +123,9 @@ where
     };
     let began = Instant::now();
     let peer = request.extensions().get::<Peer>().cloned();
+    let ending = request.extensions().get::<Ending>().cloned().unwrap_or_default();
     let timeout = timeout(request.headers());
-    let (response, admission) = match admit(core, index, peer, timeout, began).await {
+    let (response, admission) = match admit(core, index, peer, ending, timeout, began).await {
         Ok(admission) => {
             request.extensions_mut().insert(admission.clone());
             let deadline = admission.deadline;
@@ -156,11 +158,12 @@ async fn admit(
     core: &Core,
     index: usize,
     peer: Option<Peer>,
+    ending: Ending,
     timeout: Option<Duration>,
     began: Instant,
 ) -> Result<Admission, Failure> {
     let method = permission::METHODS.get(index).ok_or_else(|| Failure::internal("method is not known"))?;
-    let caller = Caller::of(&peer.ok_or_else(|| Failure::internal("caller is not known"))?);
+    let caller = Caller::of(&peer.ok_or_else(|| Failure::internal("caller is not known"))?, ending);
     let deadline = timeout.and_then(|timeout| began.checked_add(timeout));
     if deadline.is_some_and(|deadline| deadline <= began) {
         return Err(Failure::new(Class::TooLate, "the deadline of the call has passed"));

@@ -4,9 +4,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use bytes::Bytes;
 use spiffe::id::SpiffeId;
 use spiffe::x509::Serial;
 use transport::peer::{Peer, UnixPeer};
+use transport::serve::Ending;
 
 use crate::state::model::Scope;
 
@@ -19,6 +21,8 @@ pub struct Caller {
     pub scope: Scope,
     /// Address of a network caller; none for a local one.
     pub address: Option<IpAddr>,
+    /// The end of the connection: it comes when the connection proves nothing any more.
+    pub ending: Ending,
 }
 
 /// What a connection proves about its caller.
@@ -36,21 +40,28 @@ pub enum CallerKind {
         serial: Serial,
         /// When it runs out; it was valid in the handshake, but a connection outlives a handshake.
         not_after: SystemTime,
+        /// The root that it was verified by; a connection outlives bundles, too.
+        root: Bytes,
     },
 }
 
 impl Caller {
-    /// The caller at the other end of `peer`.
-    pub fn of(peer: &Peer) -> Self {
+    /// The caller at the other end of `peer`, whose connection ends by `ending`.
+    pub fn of(peer: &Peer, ending: Ending) -> Self {
         let (kind, address) = match peer {
             Peer::Unix(process) => (CallerKind::Local(Arc::clone(process)), None),
             Peer::Tcp { address, certificate: None } => (CallerKind::Anonymous, Some(address.ip())),
             Peer::Tcp { address, certificate: Some(chain) } => {
-                let kind = CallerKind::X509 { id: chain.id.clone(), serial: chain.serial, not_after: chain.not_after };
+                let kind = CallerKind::X509 {
+                    id: chain.id.clone(),
+                    serial: chain.serial,
+                    not_after: chain.not_after,
+                    root: chain.root.clone(),
+                };
                 (kind, Some(address.ip()))
             }
         };
-        Self { kind, scope: Scope::trust_domain(), address }
+        Self { kind, scope: Scope::trust_domain(), address, ending }
     }
 
     /// The SPIFFE ID of the caller, if it proved one.

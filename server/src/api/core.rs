@@ -8,7 +8,8 @@ use runtime::clock::Clock;
 use runtime::entropy::Entropy;
 use runtime::steady::Steady;
 use spiffe::id::{SpiffeId, TrustDomain};
-use spiffe_proto::types::permission_denied_details::Reason;
+use spiffe_proto::types::permission_denied_details::Reason as Denial;
+use transport::serve::Reason;
 
 use super::admission::Admission;
 use super::caller::{Caller, CallerKind};
@@ -79,7 +80,9 @@ impl Core {
     pub async fn authorize(&self, method: &'static Method, caller: &Caller) -> Result<Role, Failure> {
         let mut state = self.replica.latest();
         let mut verdict = self.judge(method, caller, &state);
-        if matches!(verdict, Verdict::Refused(_)) && matches!(caller.kind, CallerKind::X509 { .. }) {
+        if matches!(verdict, Verdict::Refused(_) | Verdict::Distrusted)
+            && matches!(caller.kind, CallerKind::X509 { .. })
+        {
             // What this replica does not know may have been recorded elsewhere a moment ago.
             state = self.current("caller cannot be looked up").await?;
             verdict = self.judge(method, caller, &state);
@@ -87,6 +90,7 @@ impl Core {
         match verdict {
             Verdict::Allowed(role) => Ok(role),
             Verdict::Refused(reason) => Err(Failure::denied(method.path, reason)),
+            Verdict::Distrusted => Err(distrusted(caller)),
             Verdict::Promote => self.promote(method, caller).await,
         }
     }
@@ -118,8 +122,10 @@ impl Core {
         let mut watch = self.replica.watch();
         loop {
             let state = Arc::clone(&watch.borrow_and_update());
-            if let Verdict::Refused(reason) = self.judge(admission.method, &admission.caller, &state) {
-                return Failure::denied(admission.method.path, reason);
+            match self.judge(admission.method, &admission.caller, &state) {
+                Verdict::Refused(reason) => return Failure::denied(admission.method.path, reason),
+                Verdict::Distrusted => return distrusted(&admission.caller),
+                Verdict::Allowed(_) | Verdict::Promote => {}
             }
             if watch.changed().await.is_err() {
                 return Failure::unavailable("server is stopping");
@@ -128,13 +134,20 @@ impl Core {
     }
 }
 
+/// Ends the connection of a caller whose root is in no bundle any more: a new one shows whether another root, or another
+/// certificate, still proves who it is.
+fn distrusted(caller: &Caller) -> Failure {
+    caller.ending.end(Reason::Distrusted);
+    Failure::unavailable("the certificate of this connection is no longer trusted; connect again")
+}
+
 /// What an agent is told when it may not act for this reason.
-pub fn reason_of(refusal: agent::Refusal) -> Reason {
+pub fn reason_of(refusal: agent::Refusal) -> Denial {
     match refusal {
-        agent::Refusal::NotAttested => Reason::AgentNotAttested,
-        agent::Refusal::Banned => Reason::AgentBanned,
-        agent::Refusal::MustReattest => Reason::AgentMustReattest,
-        agent::Refusal::NotActive => Reason::AgentNotActive,
-        agent::Refusal::TokenUnknown | agent::Refusal::TokenExpired | agent::Refusal::TokenExists => Reason::Unknown,
+        agent::Refusal::NotAttested => Denial::AgentNotAttested,
+        agent::Refusal::Banned => Denial::AgentBanned,
+        agent::Refusal::MustReattest => Denial::AgentMustReattest,
+        agent::Refusal::NotActive => Denial::AgentNotActive,
+        agent::Refusal::TokenUnknown | agent::Refusal::TokenExpired | agent::Refusal::TokenExists => Denial::Unknown,
     }
 }

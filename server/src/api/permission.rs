@@ -282,10 +282,14 @@ pub enum Verdict {
     Promote,
     /// Refused; agents are told why.
     Refused(Option<Reason>),
+    /// Refused: the root that the caller's certificate was verified by is in no bundle of its trust domain any more, so
+    /// the connection proves nothing.
+    Distrusted,
 }
 
 /// May `caller` call a method that lets in `admits`? `admin_ids` is the configured list; `now` is compared with the
-/// caller's certificate and with entries that run out.
+/// caller's certificate and with entries that run out. A certificate counts while the bundle of its trust domain has the
+/// root that it was verified by.
 pub fn judge(
     admits: Admits,
     caller: &Caller,
@@ -296,11 +300,15 @@ pub fn judge(
     if admits.anyone {
         return Verdict::Allowed(Role::Anyone);
     }
-    let (id, serial, not_after) = match &caller.kind {
+    let (id, serial, not_after, root) = match &caller.kind {
         CallerKind::Local(_) if admits.local => return Verdict::Allowed(Role::Local),
         CallerKind::Local(_) | CallerKind::Anonymous => return Verdict::Refused(None),
-        CallerKind::X509 { id, serial, not_after } => (id, serial, *not_after),
+        CallerKind::X509 { id, serial, not_after, root } => (id, serial, *not_after, root),
     };
+    let bundle = state.bundle(id.trust_domain());
+    if !bundle.is_some_and(|bundle| bundle.x509.iter().any(|authority| authority.der == *root)) {
+        return Verdict::Distrusted;
+    }
     // A foreign id is an administrator by configuration or not at all: entries are of our own trust domain.
     if admits.admin && not_after >= now && (admin_ids.contains(id) || has_entry(state, id, now, |entry| entry.admin)) {
         return Verdict::Allowed(Role::Admin);

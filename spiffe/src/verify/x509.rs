@@ -43,6 +43,9 @@ pub struct VerifiedChain {
     pub not_after: SystemTime,
     /// The leaf's key.
     pub public_key: PublicKey,
+    /// The certificate of the bundle that the chain leads to. Once no bundle of the trust domain has it any more, what
+    /// was verified by it is to be verified anew.
+    pub root: Bytes,
 }
 
 /// Verifies a chain, leaf first, as an X509-SVID against the bundle of its own trust domain.
@@ -66,7 +69,11 @@ pub fn x509_chain(
         PeerRole::Client => KeyUsage::client_auth(),
         PeerRole::Server => KeyUsage::server_auth(),
     };
-    build(chain, &bundle.x509, usage, now, |_| true)?;
+    let root = RefCell::new(Bytes::new());
+    build(chain, &bundle.x509, usage, now, |path| {
+        root.replace(path.last().cloned().unwrap_or_default());
+        true
+    })?;
     Ok(VerifiedChain {
         id,
         chain: chain.to_vec(),
@@ -74,6 +81,7 @@ pub fn x509_chain(
         not_before: leaf.not_before,
         not_after: leaf.not_after,
         public_key,
+        root: root.into_inner(),
     })
 }
 

@@ -16,6 +16,8 @@ pub enum Reason {
     Shutdown,
     /// The certificate that the peer proved itself with has expired.
     CertificateExpired,
+    /// The root that the peer's certificate was verified by is not believed any more.
+    Distrusted,
     /// The peer holds more than its share while there is not enough for all.
     Overload,
     /// As [`Reason::Overload`], and there is no time for a farewell.
@@ -32,6 +34,7 @@ impl Reason {
         Status::unavailable(match self {
             Self::Shutdown => "shutting down",
             Self::CertificateExpired => "the certificate of this connection has expired",
+            Self::Distrusted => "the certificate of this connection is no longer trusted; connect again",
             Self::Overload | Self::Dropped => "too many connections or calls of this caller",
             Self::ProcessGone => "the process that connected has ended",
             Self::ProcessUnseen => "the process that connected cannot be seen",

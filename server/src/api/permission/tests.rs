@@ -4,10 +4,13 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use prost::Message as _;
+use spiffe::bundle::X509Authority;
 use spiffe::id::TrustDomain;
 use spiffe::selector::{Selector, SelectorSet};
 use transport::peer::UnixPeer;
+use transport::serve::Ending;
 
 use super::*;
 use crate::history::{HistoryId, Position};
@@ -87,19 +90,39 @@ fn state() -> State {
     }
     let change = agent(&state, "active", active());
     state.apply(&Part::new(vec![change])).unwrap();
+    state.apply(&Part::new([bundle("example.org"), bundle("other.test")].concat())).unwrap();
     state
 }
 
 fn caller(kind: CallerKind) -> Caller {
-    Caller { kind, scope: Scope::trust_domain(), address: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)) }
+    let address = Some(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    Caller { kind, scope: Scope::trust_domain(), address, ending: Ending::new() }
 }
 
 fn x509(id: SpiffeId, serial: u128) -> Caller {
-    caller(CallerKind::X509 { id, serial: Serial::from(serial), not_after: now() + Duration::from_secs(60) })
+    let not_after = now() + Duration::from_secs(60);
+    caller(CallerKind::X509 { id, serial: Serial::from(serial), not_after, root: ROOT })
 }
 
 fn expired(id: SpiffeId) -> Caller {
-    caller(CallerKind::X509 { id, serial: Serial::from(1), not_after: now() - Duration::from_secs(1) })
+    let not_after = now() - Duration::from_secs(1);
+    caller(CallerKind::X509 { id, serial: Serial::from(1), not_after, root: ROOT })
+}
+
+/// Verified by a root that is in no bundle any more.
+fn distrusted(id: SpiffeId) -> Caller {
+    let not_after = now() + Duration::from_secs(60);
+    caller(CallerKind::X509 { id, serial: Serial::from(1), not_after, root: Bytes::from_static(b"revoked") })
+}
+
+/// The one root of both trust domains.
+const ROOT: Bytes = Bytes::from_static(b"root");
+
+fn bundle(trust_domain: &str) -> [Change; 2] {
+    let trust_domain = TrustDomain::parse(trust_domain).unwrap();
+    let authority = X509Authority { der: ROOT, tainted: false };
+    let info = Change::PutBundleInfo { trust_domain: trust_domain.clone(), sequence: 1, refresh_hint: None };
+    [info, Change::PutX509Authority { trust_domain, authority }]
 }
 
 /// Every class of caller, with the letter of its column.
@@ -121,6 +144,10 @@ async fn callers() -> Vec<(char, Caller)> {
         ('3', x509(id("/spire/agent/active"), 3)),
         ('9', expired(id("/spire/agent/active"))),
         ('b', x509(id("/spire/agent/banned"), 1)),
+        ('C', distrusted(id("/configured-admin"))),
+        ('E', distrusted(id("/admin"))),
+        ('A', distrusted(id("/spire/agent/active"))),
+        ('g', x509(SpiffeId::parse("spiffe://gone.test/admin").unwrap(), 1)),
     ]
 }
 
@@ -128,6 +155,7 @@ fn letter(verdict: Verdict) -> char {
     match verdict {
         Verdict::Allowed(_) => 'Y',
         Verdict::Promote => 'P',
+        Verdict::Distrusted => 'D',
         Verdict::Refused(None) => '-',
         Verdict::Refused(Some(Reason::AgentExpired)) => 'e',
         Verdict::Refused(Some(Reason::AgentNotAttested)) => 'n',
@@ -138,62 +166,65 @@ fn letter(verdict: Verdict) -> char {
 }
 
 /// Y let in; P let in once the first use of a renewed certificate is recorded; - refused; refused with the reason
-/// e expired, n not attested, s not active (superseded), b banned.
+/// e expired, n not attested, s not active (superseded), b banned; D refused because its root is in no bundle.
 ///
 /// Columns: anonymous, local process, administrator by configuration, foreign administrator by configuration,
 /// administrator by entry, the same with an ended entry, downstream server, workload, agent with its current
-/// certificate, with a renewed one, with a superseded one, with an expired one, banned agent.
+/// certificate, with a renewed one, with a superseded one, with an expired one, banned agent; administrators by
+/// configuration and by entry, and an agent, whose root was revoked; an administrator of a domain without bundle.
 const GOLDEN: &str = "\
-method                                                  alcfexdw1239b
-/grpc.health.v1.Health/Check                            -Y-----------
-/grpc.health.v1.Health/List                             -Y-----------
-/grpc.health.v1.Health/Watch                            -Y-----------
-/signet.sync.v1.Sync/Subscribe                          --nnnnnnYPseb
-/spire.api.server.agent.v1.Agent/AttestAgent            YYYYYYYYYYYYY
-/spire.api.server.agent.v1.Agent/BanAgent               -YYYY--------
-/spire.api.server.agent.v1.Agent/CountAgents            -YYYY--------
-/spire.api.server.agent.v1.Agent/CreateJoinToken        -YYYY--------
-/spire.api.server.agent.v1.Agent/DeleteAgent            -YYYY--------
-/spire.api.server.agent.v1.Agent/GetAgent               -YYYY--------
-/spire.api.server.agent.v1.Agent/ListAgents             -YYYY--------
-/spire.api.server.agent.v1.Agent/PostStatus             --nnnnnnYPseb
-/spire.api.server.agent.v1.Agent/RenewAgent             --nnnnnnYPseb
-/spire.api.server.bundle.v1.Bundle/AppendBundle         -YYYY--------
-/spire.api.server.bundle.v1.Bundle/BatchCreateFederatedBundle -YYYY--------
-/spire.api.server.bundle.v1.Bundle/BatchDeleteFederatedBundle -YYYY--------
-/spire.api.server.bundle.v1.Bundle/BatchSetFederatedBundle -YYYY--------
-/spire.api.server.bundle.v1.Bundle/BatchUpdateFederatedBundle -YYYY--------
-/spire.api.server.bundle.v1.Bundle/CountBundles         -YYYY--------
-/spire.api.server.bundle.v1.Bundle/GetBundle            YYYYYYYYYYYYY
-/spire.api.server.bundle.v1.Bundle/GetFederatedBundle   -YYYYnnnYPseb
-/spire.api.server.bundle.v1.Bundle/ListFederatedBundles -YYYY--------
-/spire.api.server.bundle.v1.Bundle/PublishJWTAuthority  ------Y------
-/spire.api.server.bundle.v1.Bundle/PublishWITAuthority  ------Y------
-/spire.api.server.debug.v1.Debug/GetInfo                -Y-----------
-/spire.api.server.entry.v1.Entry/BatchCreateEntry       -YYYY--------
-/spire.api.server.entry.v1.Entry/BatchDeleteEntry       -YYYY--------
-/spire.api.server.entry.v1.Entry/BatchUpdateEntry       -YYYY--------
-/spire.api.server.entry.v1.Entry/CountEntries           -YYYY--------
-/spire.api.server.entry.v1.Entry/GetAuthorizedEntries   --nnnnnnYPseb
-/spire.api.server.entry.v1.Entry/GetEntry               -YYYY--------
-/spire.api.server.entry.v1.Entry/ListEntries            -YYYY--------
-/spire.api.server.entry.v1.Entry/SyncAuthorizedEntries  --nnnnnnYPseb
-/spire.api.server.logger.v1.Logger/GetLogger            -Y-----------
-/spire.api.server.logger.v1.Logger/ResetLogLevel        -Y-----------
-/spire.api.server.logger.v1.Logger/SetLogLevel          -Y-----------
-/spire.api.server.svid.v1.SVID/BatchNewWITSVID          --nnnnnnYPseb
-/spire.api.server.svid.v1.SVID/BatchNewX509SVID         --nnnnnnYPseb
-/spire.api.server.svid.v1.SVID/MintJWTSVID              -YYYY--------
-/spire.api.server.svid.v1.SVID/MintWITSVID              -YYYY--------
-/spire.api.server.svid.v1.SVID/MintX509SVID             -YYYY--------
-/spire.api.server.svid.v1.SVID/NewDownstreamX509CA      ------Y------
-/spire.api.server.svid.v1.SVID/NewJWTSVID               --nnnnnnYPseb
+method                                                  alcfexdw1239bCEAg
+/grpc.health.v1.Health/Check                            -Y-----------DDDD
+/grpc.health.v1.Health/List                             -Y-----------DDDD
+/grpc.health.v1.Health/Watch                            -Y-----------DDDD
+/signet.sync.v1.Sync/Subscribe                          --nnnnnnYPsebDDDD
+/spire.api.server.agent.v1.Agent/AttestAgent            YYYYYYYYYYYYYYYYY
+/spire.api.server.agent.v1.Agent/BanAgent               -YYYY--------DDDD
+/spire.api.server.agent.v1.Agent/CountAgents            -YYYY--------DDDD
+/spire.api.server.agent.v1.Agent/CreateJoinToken        -YYYY--------DDDD
+/spire.api.server.agent.v1.Agent/DeleteAgent            -YYYY--------DDDD
+/spire.api.server.agent.v1.Agent/GetAgent               -YYYY--------DDDD
+/spire.api.server.agent.v1.Agent/ListAgents             -YYYY--------DDDD
+/spire.api.server.agent.v1.Agent/PostStatus             --nnnnnnYPsebDDDD
+/spire.api.server.agent.v1.Agent/RenewAgent             --nnnnnnYPsebDDDD
+/spire.api.server.bundle.v1.Bundle/AppendBundle         -YYYY--------DDDD
+/spire.api.server.bundle.v1.Bundle/BatchCreateFederatedBundle -YYYY--------DDDD
+/spire.api.server.bundle.v1.Bundle/BatchDeleteFederatedBundle -YYYY--------DDDD
+/spire.api.server.bundle.v1.Bundle/BatchSetFederatedBundle -YYYY--------DDDD
+/spire.api.server.bundle.v1.Bundle/BatchUpdateFederatedBundle -YYYY--------DDDD
+/spire.api.server.bundle.v1.Bundle/CountBundles         -YYYY--------DDDD
+/spire.api.server.bundle.v1.Bundle/GetBundle            YYYYYYYYYYYYYYYYY
+/spire.api.server.bundle.v1.Bundle/GetFederatedBundle   -YYYYnnnYPsebDDDD
+/spire.api.server.bundle.v1.Bundle/ListFederatedBundles -YYYY--------DDDD
+/spire.api.server.bundle.v1.Bundle/PublishJWTAuthority  ------Y------DDDD
+/spire.api.server.bundle.v1.Bundle/PublishWITAuthority  ------Y------DDDD
+/spire.api.server.debug.v1.Debug/GetInfo                -Y-----------DDDD
+/spire.api.server.entry.v1.Entry/BatchCreateEntry       -YYYY--------DDDD
+/spire.api.server.entry.v1.Entry/BatchDeleteEntry       -YYYY--------DDDD
+/spire.api.server.entry.v1.Entry/BatchUpdateEntry       -YYYY--------DDDD
+/spire.api.server.entry.v1.Entry/CountEntries           -YYYY--------DDDD
+/spire.api.server.entry.v1.Entry/GetAuthorizedEntries   --nnnnnnYPsebDDDD
+/spire.api.server.entry.v1.Entry/GetEntry               -YYYY--------DDDD
+/spire.api.server.entry.v1.Entry/ListEntries            -YYYY--------DDDD
+/spire.api.server.entry.v1.Entry/SyncAuthorizedEntries  --nnnnnnYPsebDDDD
+/spire.api.server.logger.v1.Logger/GetLogger            -Y-----------DDDD
+/spire.api.server.logger.v1.Logger/ResetLogLevel        -Y-----------DDDD
+/spire.api.server.logger.v1.Logger/SetLogLevel          -Y-----------DDDD
+/spire.api.server.svid.v1.SVID/BatchNewWITSVID          --nnnnnnYPsebDDDD
+/spire.api.server.svid.v1.SVID/BatchNewX509SVID         --nnnnnnYPsebDDDD
+/spire.api.server.svid.v1.SVID/MintJWTSVID              -YYYY--------DDDD
+/spire.api.server.svid.v1.SVID/MintWITSVID              -YYYY--------DDDD
+/spire.api.server.svid.v1.SVID/MintX509SVID             -YYYY--------DDDD
+/spire.api.server.svid.v1.SVID/NewDownstreamX509CA      ------Y------DDDD
+/spire.api.server.svid.v1.SVID/NewJWTSVID               --nnnnnnYPsebDDDD
 ";
 
 #[tokio::test]
 async fn every_method_lets_in_exactly_these_callers() {
     let (state, callers) = (state(), callers().await);
-    let admins = HashSet::from([id("/configured-admin"), SpiffeId::parse("spiffe://other.test/admin").unwrap()]);
+    let foreign = ["spiffe://other.test/admin", "spiffe://gone.test/admin"];
+    let mut admins = HashSet::from(foreign.map(|id| SpiffeId::parse(id).unwrap()));
+    admins.insert(id("/configured-admin"));
     let columns: String = callers.iter().map(|(letter, _)| *letter).collect();
     let mut table = String::new();
     writeln!(table, "{:55} {columns}", "method").unwrap();

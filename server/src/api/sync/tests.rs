@@ -3,8 +3,10 @@
 use std::collections::HashSet;
 use std::time::SystemTime;
 
+use bytes::Bytes;
 use runtime::entropy::Entropy;
 use runtime::shutdown::{Shutdown, Trigger};
+use spiffe::bundle::X509Authority;
 use spiffe::selector::{Selector, SelectorSet};
 use spiffe::x509::Serial;
 use spiffe_proto::rpc_status;
@@ -14,6 +16,7 @@ use spiffe_proto::types::permission_denied_details::Reason;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
+use transport::serve::Ending;
 
 use super::*;
 use crate::api::caller::{Caller, CallerKind};
@@ -70,6 +73,9 @@ fn agent(history: &History, standing: Standing) -> Change {
     }))
 }
 
+/// The root of the agent's certificate.
+const ROOT: Bytes = Bytes::from_static(b"root");
+
 struct Server {
     history: History,
     service: SyncService,
@@ -85,7 +91,9 @@ impl Server {
             pending: Vec::new(),
         };
         let info = Change::PutBundleInfo { trust_domain: domain(), sequence: 1, refresh_hint: None };
-        history.commit(Part::new(vec![info, agent(&history, active), entry(1, 0)])).await;
+        let authority = X509Authority { der: ROOT, tainted: false };
+        let root = Change::PutX509Authority { trust_domain: domain(), authority };
+        history.commit(Part::new(vec![info, root, agent(&history, active), entry(1, 0)])).await;
         let core = Core {
             trust_domain: domain(),
             replica: history.replica(),
@@ -111,9 +119,11 @@ impl Server {
                 id: agent_id(),
                 serial: Serial::from(7),
                 not_after: self.history.now() + Duration::from_secs(86_400),
+                root: ROOT,
             },
             scope: Scope::trust_domain(),
             address: None,
+            ending: Ending::new(),
         };
         let method = &permission::METHODS[permission::position(PATH).unwrap()];
         let admission =

@@ -6,6 +6,7 @@ mod bundles;
 mod entries;
 mod listeners;
 mod svids;
+mod trust;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -31,7 +32,7 @@ use tonic::{Code, Status};
 use tower::Service;
 use transport::peer::{Peer, UnixPeer};
 use transport::rotating::Rotating;
-use transport::serve::{Answer, Routes};
+use transport::serve::{Answer, Ending, Routes};
 
 use super::Services;
 use super::agent::AgentService;
@@ -137,7 +138,9 @@ impl Server {
             clock: history.clock(),
             steady: runtime::steady::Steady::new(history.clock()),
             entropy,
-            admin_ids: [SpiffeId::parse("spiffe://example.org/admin").unwrap()].into(),
+            admin_ids: ["spiffe://example.org/admin", "spiffe://other.test/admin"]
+                .map(|id| SpiffeId::parse(id).unwrap())
+                .into(),
             limits: Limits::new(false, true),
             audit: Audit::new(true),
             meters: Meters::new(),
@@ -171,22 +174,27 @@ impl Server {
         let (socket, other) = tokio::net::UnixStream::pair().unwrap();
         let process = UnixPeer::pin(&socket).unwrap();
         drop(other);
-        Connection { routes: self.services.local(), peer: Peer::Unix(Arc::new(process)) }
+        Connection::new(self.services.local(), Peer::Unix(Arc::new(process)))
     }
 
     /// As somebody on the network without a certificate.
     fn anonymous(&self) -> Connection {
         let peer = Peer::Tcp { address: ([192, 0, 2, 1], 4_000).into(), certificate: None };
-        Connection { routes: self.services.network(), peer }
+        Connection::new(self.services.network(), peer)
     }
 
     /// As somebody on the network who was given this chain by the server.
     fn with_chain(&self, chain: &[Bytes]) -> Connection {
-        let bundle = Bundle::clone(self.history.replica().latest().bundle(&trust_domain()).unwrap());
+        self.with_chain_of(&trust_domain(), chain)
+    }
+
+    /// The same of a trust domain.
+    fn with_chain_of(&self, trust_domain: &TrustDomain, chain: &[Bytes]) -> Connection {
+        let bundle = Bundle::clone(self.history.replica().latest().bundle(trust_domain).unwrap());
         let verified = x509_chain(chain, &bundle, PeerRole::Client, self.now()).unwrap();
         let certificate = Some(Arc::new(verified));
         let peer = Peer::Tcp { address: ([192, 0, 2, 2], 4_000).into(), certificate };
-        Connection { routes: self.services.network(), peer }
+        Connection::new(self.services.network(), peer)
     }
 
     /// As the workload or administrator with this id.
@@ -278,6 +286,13 @@ fn csr(paths: &[&str]) -> Bytes {
 struct Connection {
     routes: Routes,
     peer: Peer,
+    ending: Ending,
+}
+
+impl Connection {
+    fn new(routes: Routes, peer: Peer) -> Self {
+        Self { routes, peer, ending: Ending::new() }
+    }
 }
 
 impl Service<http::Request<Body>> for Connection {
@@ -291,6 +306,7 @@ impl Service<http::Request<Body>> for Connection {
 
     fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
         request.extensions_mut().insert(self.peer.clone());
+        request.extensions_mut().insert(self.ending.clone());
         self.routes.call(request)
     }
 }
