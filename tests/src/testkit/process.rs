@@ -1,5 +1,6 @@
 //! A server and an agent as processes, of ours or of SPIRE: both are driven by the same files, commands and sockets.
 
+use std::ffi::OsString;
 use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -30,6 +31,8 @@ pub struct Binaries {
     pub server: PathBuf,
     /// `signet-agent` or `spire-agent`.
     pub agent: PathBuf,
+    /// What the environment of server and agent has in addition; commands run without it.
+    pub environment: Vec<(String, OsString)>,
 }
 
 impl Binaries {
@@ -70,7 +73,7 @@ impl Binaries {
         for path in [&server, &agent] {
             ensure!(path.is_file(), "{} is missing", path.display());
         }
-        Ok(Self { kind, server, agent })
+        Ok(Self { kind, server, agent, environment: Vec::new() })
     }
 }
 
@@ -113,10 +116,11 @@ impl Drop for Running {
     }
 }
 
-fn start(program: &Path, arguments: &[&str], log: &Path) -> Result<Running> {
+fn start(program: &Path, arguments: &[&str], environment: &[(String, OsString)], log: &Path) -> Result<Running> {
     let log = fs::OpenOptions::new().create(true).append(true).open(log)?;
     let child = Command::new(program)
         .args(arguments)
+        .envs(environment.iter().map(|(name, value)| (name, value)))
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)
@@ -242,7 +246,8 @@ impl Server {
     pub fn start_without_waiting(&mut self) -> Result<()> {
         let config = self.config();
         let config = config.to_str().context("folder is not UTF-8")?;
-        self.running = Some(start(&self.binaries.server, &["run", "-config", config], &self.log())?);
+        self.running =
+            Some(start(&self.binaries.server, &["run", "-config", config], &self.binaries.environment, &self.log())?);
         Ok(())
     }
 
@@ -437,7 +442,8 @@ impl Agent {
     pub fn start_without_waiting(&mut self) -> Result<()> {
         let config = self.config();
         let config = config.to_str().context("folder is not UTF-8")?;
-        self.running = Some(start(&self.binaries.agent, &["run", "-config", config], &self.log())?);
+        self.running =
+            Some(start(&self.binaries.agent, &["run", "-config", config], &self.binaries.environment, &self.log())?);
         Ok(())
     }
 
