@@ -222,13 +222,20 @@ impl Inner {
         Ok(())
     }
 
+    /// Threads at work, those that hang among them; for whoever watches the process.
+    fn busy(&self, by: f64) {
+        metrics::gauge!("callers.threads", "pool" => self.name).increment(by);
+    }
+
     /// The life of one thread.
     fn work(self: &Arc<Self>, number: u64, first: Job) {
         let (sender, jobs) = channel();
         let mut job = Some(first);
         while let Some(Job { party, work }) = job.take() {
             if !work.abandoned() {
+                self.busy(1.0);
                 work.run();
+                self.busy(-1.0);
             }
             let mut state = self.state();
             state.leave(&party, self.limits.per_party);

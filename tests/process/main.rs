@@ -58,6 +58,8 @@ enum Deed {
     },
     /// Asks as `user` with so many supplementary groups, numbered from 10,000.
     Grouped { socket: PathBuf, groups: u32, user: u32 },
+    /// Holds so many connections without a call; prints `held`.
+    Hold { socket: PathBuf, connections: u32 },
     /// Connects and exits, so many times, each time as a new process.
     Vanish { socket: PathBuf, times: u32 },
     /// Has `user` ask by a program on a file system that it mounts on `folder` and that then stops answering; prints
@@ -113,6 +115,12 @@ fn main() -> Result<()> {
             setgid(Gid::from_raw(user))?;
             setuid(Uid::from_raw(user))?;
             ask(UnixStream::connect(socket)?, async || Ok(()))
+        }
+        Deed::Hold { socket, connections } => {
+            let connected: std::io::Result<Vec<_>> = (0..connections).map(|_| UnixStream::connect(&socket)).collect();
+            let _held = connected?;
+            println!("held");
+            rest()
         }
         Deed::Vanish { socket, times } => {
             for left in (0..times).rev() {

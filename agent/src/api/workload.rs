@@ -29,7 +29,7 @@ use super::message::{self, Answer, FETCH_LIMIT, Incoming, UNATTESTED, VALIDATE_L
 use super::streams::{Bundles, LOOK, follow_bundles, follow_svids};
 use super::{Settings, status};
 use crate::cache::{Cache, CacheError, Subscription};
-use crate::workload::{Attestors, Refusal, look_again};
+use crate::workload::{Attestors, Refusal, look_again, visit};
 
 /// The full name of the service; it has no package.
 pub(super) const SERVICE: &str = "SpiffeWorkloadAPI";
@@ -38,6 +38,8 @@ pub(super) const SERVICE: &str = "SpiffeWorkloadAPI";
 const SECURITY_HEADER: &str = "workload.spiffe.io";
 /// Audiences of one token; some client libraries take no more.
 const AUDIENCES: usize = 32;
+/// Selectors that are compared in no time.
+const MANY: usize = 1024;
 /// Bytes of one audience.
 const AUDIENCE_LENGTH: usize = 4096;
 
@@ -168,7 +170,7 @@ impl Inner {
             Method::FetchX509Svid => {
                 message::read::<wire::X509svidRequest>(headers, body, UNATTESTED).await?;
                 let selectors = self.attest(&call).await?;
-                let subscription = self.cache.subscribe(selectors);
+                let subscription = self.subscribe(&call, selectors).await?;
                 if !call.is_entitled(&subscription) {
                     self.tell_unknown(&call.peer, subscription.selectors());
                 }
@@ -221,6 +223,16 @@ impl Inner {
         Ok(selectors)
     }
 
+    /// Follows the view of these selectors. Comparing very many of them takes time, which is the caller's.
+    async fn subscribe(&self, call: &Call, selectors: SelectorSet) -> Result<Subscription, Status> {
+        if selectors.len() <= MANY {
+            return Ok(self.cache.subscribe(selectors));
+        }
+        let cache = self.cache.clone();
+        let subscribed = visit(&call.peer, move |_| Ok(cache.subscribe(selectors))).await;
+        subscribed.map_err(|refusal| status::refused(&refusal))
+    }
+
     /// The first thing to know when a process does not get its identity. In SPIRE's words, which operators look for.
     fn tell_unknown(&self, peer: &UnixPeer, selectors: &SelectorSet) {
         if !self.log.allow(NO_IDENTITY, peer.party.name()) {
@@ -242,7 +254,7 @@ impl Inner {
     async fn bundles(&self, call: Call, kind: Bundles) -> Result<Answer, Status> {
         let selectors = self.attest(&call).await?;
         let anybody = self.settings.allow_unauthenticated_verifiers;
-        let subscription = self.cache.subscribe(selectors);
+        let subscription = self.subscribe(&call, selectors).await?;
         if !call.is_entitled(&subscription) && !anybody {
             self.tell_unknown(&call.peer, subscription.selectors());
         }

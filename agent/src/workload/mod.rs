@@ -97,7 +97,10 @@ pub enum Refusal {
 }
 
 /// Something that is done on a thread of the caller's party.
-async fn visit<T: Send + 'static>(
+///
+/// # Errors
+/// What the job finds, or if there is no thread for it in time.
+pub async fn visit<T: Send + 'static>(
     peer: &Arc<UnixPeer>,
     job: impl FnOnce(&Arc<UnixPeer>) -> Result<T, PeerError> + Send + 'static,
 ) -> Result<T, Refusal> {

@@ -156,7 +156,7 @@ fn closed(stream: &mut UnixStream) -> bool {
 }
 
 /// An agent that may have so many descriptors and not one more.
-fn limited(folder: &Path, descriptors: usize) -> Result<Binaries> {
+pub fn limited(folder: &Path, descriptors: usize) -> Result<Binaries> {
     let signet = Binaries::signet()?;
     let script = folder.join("limited-agent");
     let agent = signet.agent.to_str().context("not UTF-8")?;

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
-use e2e::testkit::frames::framed;
+use e2e::testkit::frames::{Frames, Outcome, framed, workload_call};
 use e2e::testkit::{Binaries, unix, wait};
 use http::Request;
 use http_body::Frame;
@@ -179,7 +179,7 @@ async fn calls_that_never_end_hold_little_memory() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_have_the_size_that_their_method_needs() -> Result<()> {
     let house = House::new().await?;
-    let mut frames = e2e::testkit::frames::Frames::connect(&house.agent.socket()).await?;
+    let mut frames = Frames::connect(&house.agent.socket()).await?;
     for (method, limit) in [
         ("FetchX509SVID", 4 * 1024),
         ("FetchX509Bundles", 4 * 1024),
@@ -188,8 +188,8 @@ async fn requests_have_the_size_that_their_method_needs() -> Result<()> {
         ("ValidateJWTSVID", 256 * 1024),
     ] {
         let announced = [&[0][..], &u32::try_from(limit + 1)?.to_be_bytes()].concat();
-        let outcome = frames.call(&e2e::testkit::frames::workload_call(method), Some(&announced)).await?;
-        assert_eq!(outcome, e2e::testkit::frames::Outcome::Status(3), "{method}");
+        let outcome = frames.call(&workload_call(method), Some(&announced)).await?;
+        assert_eq!(outcome, Outcome::Status(3), "{method}");
     }
     house.still_served().await
 }
@@ -234,5 +234,35 @@ async fn as_root_one_who_asks_without_an_identity_fills_no_log() -> Result<()> {
         "{}",
         told[0]
     );
+    house.still_served().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn as_root_who_is_served_an_identity_outlasts_a_crowd_that_is_not() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    // Room for 64 connections.
+    let house = opened(House::with(super::crowds::limited(folder.path(), 256)?, "", "").await?)?;
+    let program = odd_process(house.folder.path(), 0o755)?;
+    let socket = house.agent.socket();
+    let call = workload_call("FetchX509SVID");
+    let mut served = Vec::new();
+    for _ in 0..40 {
+        let mut frames = Frames::connect(&socket).await?;
+        assert!(matches!(frames.call(&call, Some(&framed(b""))).await?, Outcome::Message(_)));
+        served.push(frames);
+    }
+    // More than half of the room is ours, so we are the heaviest; but the others have nothing to lose.
+    let mut hold = odd(&program, &["hold", path_text(&socket)?, "200"]);
+    hold.uid(STRANGER).gid(STRANGER);
+    let mut crowd = start(hold)?;
+    let mut printed = BufReader::new(crowd.stdout.take().context("no output")?).lines();
+    let held = tokio::time::timeout(super::PATIENCE, printed.next_line()).await.context("the crowd said nothing")??;
+    assert_eq!(held.as_deref(), Some("held"));
+    house.still_served().await?;
+    for frames in &mut served {
+        let outcome = frames.call(&call, Some(&framed(b""))).await?;
+        assert!(matches!(outcome, Outcome::Message(_)), "{outcome:?}");
+    }
+    crowd.kill().await?;
     house.still_served().await
 }
