@@ -44,7 +44,7 @@ const FILES: &[&str] = &[
     "envoy/extensions/transport_sockets/tls/v3/secret.proto",
     "grpc/health/v1/health.proto",
     "google/rpc/status.proto",
-    "signet/sync/v1/sync.proto",
+    "signet/sync/v2/sync.proto",
 ];
 
 /// Messages that carry a key, a token or a join token: `secret.rs` writes their `Debug` by hand.

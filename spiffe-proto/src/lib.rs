@@ -106,7 +106,7 @@ mod google {
 
 mod signet {
     pub mod sync {
-        package!(pub v1 = "signet.sync.v1");
+        package!(pub v2 = "signet.sync.v2");
     }
 }
 
@@ -150,8 +150,8 @@ pub use spire::api::agent::logger::v1 as agent_logger;
 /// `google.rpc`: the status details that travel beside a gRPC error.
 pub use google::rpc as rpc_status;
 
-/// `signet.sync.v1`: push between our server and our agent.
-pub use signet::sync::v1 as sync;
+/// `signet.sync.v2`: push between our server and our agent.
+pub use signet::sync::v2 as sync;
 
 /// `envoy.config.core.v3`: what the secret discovery service needs of it.
 pub use envoy::config::core::v3 as envoy_core;

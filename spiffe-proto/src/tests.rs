@@ -283,7 +283,7 @@ fn every_service_is_there_with_every_method() {
         ("SpiffeWorkloadAPI", 7),
         ("envoy.service.secret.v3.SecretDiscoveryService", 3),
         ("grpc.health.v1.Health", 3),
-        ("signet.sync.v1.Sync", 1),
+        ("signet.sync.v2.Sync", 1),
         ("spiffe.broker.API", 4),
         ("spire.agent.debug.v1.Debug", 1),
         ("spire.api.agent.delegatedidentity.v1.DelegatedIdentity", 4),
@@ -375,11 +375,11 @@ fn debug_shows_no_secret() {
 fn push_has_the_numbers_it_was_given() {
     let pool = pool();
     assert_eq!(
-        fields(&pool, "signet.sync.v1.Part"),
-        "step=1:uint64 position=2:signet.sync.v1.Position entries=3:spire.api.types.Entry* removed_entries=4:string* \
-         bundles=5:spire.api.types.Bundle* removed_bundles=6:string* last=7:bool digest=8:bytes"
+        fields(&pool, "signet.sync.v2.Part"),
+        "step=1:uint64 position=2:signet.sync.v2.Position entries=3:signet.sync.v2.SentEntry* removed_entries=4:string* \
+         bundles=5:spire.api.types.Bundle* removed_bundles=6:string* last=7:bool digest=8:bytes anew=9:bool"
     );
-    assert_eq!(fields(&pool, "signet.sync.v1.Position"), "history=1:bytes revision=2:uint64 digest=3:bytes");
+    assert_eq!(fields(&pool, "signet.sync.v2.Position"), "history=1:bytes revision=2:uint64 digest=3:bytes");
     // Both ends compile against these names.
     let _ = sync::SubscribeRequest { message: Some(sync::subscribe_request::Message::Ack(sync::Ack { step: 1 })) };
     let _ = localauthority::AuthorityState::default();

@@ -1,67 +1,93 @@
-//! What an agent may hold, named: (entry, revision) pairs and bundle digests, and one digest over all.
+//! What an agent may hold, named: the content of each entry and bundle, and one digest over all.
 //!
-//! Server and agent compare views when a push stream opens and at each heartbeat. The digest must
-//! come out the same on both sides, so its encoding lives here and nowhere else.
+//! Server and agent compare views when a push stream opens and at each heartbeat. The digest must come out the same on
+//! both sides, so its encoding lives here and nowhere else.
 
 use aws_lc_rs::digest::{Context, SHA256};
 
 /// A SHA-256 over something one side holds.
 pub type Digest = [u8; 32];
 
-/// Folds a view into one digest: every entry first, then every bundle, each in ascending order of
-/// its name's bytes.
+/// The digest of a view, kept while members come and go.
 ///
-/// The caller keeps the order; a view handed over in another order has another digest.
+/// It is the sum of the members' hashes modulo 2^256, so a change costs what changes and the order does not count. It
+/// shows that two sides have drifted apart. It is no signature: whoever chooses thousands of members can make two views
+/// of one digest. So equal digests never prove anything that matters, and doubt is settled member by member.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ViewDigest {
-    context: Context,
+    /// Least significant first.
+    limbs: [u64; 4],
 }
 
 impl ViewDigest {
-    /// An empty view.
-    pub fn new() -> Self {
-        Self { context: Context::new(&SHA256) }
+    /// Counts an entry with this id and content in.
+    pub fn add_entry(&mut self, id: &str, content: &Digest) {
+        self.add(&member(b'e', id, content));
     }
 
-    /// Adds an entry: its id, revision number and creation time (Unix seconds).
-    pub fn entry(&mut self, id: &str, revision: i64, created_at: i64) {
-        self.name(b'e', id);
-        self.context.update(&revision.to_be_bytes());
-        self.context.update(&created_at.to_be_bytes());
+    /// Counts an entry out that was counted in.
+    pub fn remove_entry(&mut self, id: &str, content: &Digest) {
+        self.subtract(&member(b'e', id, content));
     }
 
-    /// Adds a bundle: its trust domain's name and the SHA-256 of its encoded message.
-    pub fn bundle(&mut self, trust_domain: &str, digest: &Digest) {
-        self.name(b'b', trust_domain);
-        self.context.update(digest);
+    /// Counts a bundle in: its trust domain's name and [`bundle_digest`].
+    pub fn add_bundle(&mut self, trust_domain: &str, content: &Digest) {
+        self.add(&member(b'b', trust_domain, content));
     }
 
-    /// The digest of all that was added.
-    pub fn finish(self) -> Digest {
-        to_array(self.context.finish().as_ref())
+    /// Counts a bundle out that was counted in.
+    pub fn remove_bundle(&mut self, trust_domain: &str, content: &Digest) {
+        self.subtract(&member(b'b', trust_domain, content));
     }
 
-    // A kind and a length before each name: no two views share an encoding.
-    fn name(&mut self, kind: u8, name: &str) {
-        self.context.update(&[kind]);
-        self.context.update(&(name.len() as u64).to_be_bytes());
-        self.context.update(name.as_bytes());
+    /// The digest of all that is counted in; 32 zero bytes for nothing.
+    pub fn finish(&self) -> Digest {
+        let mut digest = [0; 32];
+        for (to, limb) in digest.chunks_exact_mut(8).zip(self.limbs.iter().rev()) {
+            to.copy_from_slice(&limb.to_be_bytes());
+        }
+        digest
+    }
+
+    fn add(&mut self, hash: &[u64; 4]) {
+        let mut carry = false;
+        for (limb, other) in self.limbs.iter_mut().zip(hash) {
+            let (sum, first) = limb.overflowing_add(*other);
+            let (sum, second) = sum.overflowing_add(u64::from(carry));
+            (*limb, carry) = (sum, first || second);
+        }
+    }
+
+    fn subtract(&mut self, hash: &[u64; 4]) {
+        let mut borrow = false;
+        for (limb, other) in self.limbs.iter_mut().zip(hash) {
+            let (rest, first) = limb.overflowing_sub(*other);
+            let (rest, second) = rest.overflowing_sub(u64::from(borrow));
+            (*limb, borrow) = (rest, first || second);
+        }
     }
 }
 
-impl Default for ViewDigest {
-    fn default() -> Self {
-        Self::new()
+/// The hash of one member as a number. A kind and a length stand before the name: no two members share an encoding.
+fn member(kind: u8, name: &str, content: &Digest) -> [u64; 4] {
+    let mut context = Context::new(&SHA256);
+    context.update(&[kind]);
+    context.update(&(name.len() as u64).to_be_bytes());
+    context.update(name.as_bytes());
+    context.update(content);
+    let hash = context.finish();
+    let mut limbs = [0; 4];
+    for (limb, bytes) in limbs.iter_mut().rev().zip(hash.as_ref().chunks_exact(8)) {
+        *limb = bytes.iter().fold(0, |number, byte| number << 8 | u64::from(*byte));
     }
+    limbs
 }
 
-/// SHA-256 of one bundle's encoded message, as [`ViewDigest::bundle`] takes it.
+/// SHA-256 of one bundle's encoded message, as [`ViewDigest::add_bundle`] takes it.
 pub fn bundle_digest(encoded: &[u8]) -> Digest {
-    to_array(aws_lc_rs::digest::digest(&SHA256, encoded).as_ref())
-}
-
-fn to_array(bytes: &[u8]) -> Digest {
     let mut digest = [0; 32];
-    for (to, from) in digest.iter_mut().zip(bytes) {
+    let hash = aws_lc_rs::digest::digest(&SHA256, encoded);
+    for (to, from) in digest.iter_mut().zip(hash.as_ref()) {
         *to = *from;
     }
     digest
@@ -71,37 +97,50 @@ fn to_array(bytes: &[u8]) -> Digest {
 mod tests {
     use super::*;
 
-    fn of(entries: &[(&str, i64, i64)], bundles: &[(&str, Digest)]) -> Digest {
-        let mut view = ViewDigest::new();
-        for (id, revision, created_at) in entries {
-            view.entry(id, *revision, *created_at);
-        }
-        for (trust_domain, digest) in bundles {
-            view.bundle(trust_domain, digest);
-        }
-        view.finish()
+    fn of(entries: &[(&str, u8)], bundles: &[(&str, u8)]) -> ViewDigest {
+        let mut view = ViewDigest::default();
+        entries.iter().for_each(|(id, content)| view.add_entry(id, &[*content; 32]));
+        bundles.iter().for_each(|(name, content)| view.add_bundle(name, &[*content; 32]));
+        view
     }
 
     #[test]
     fn every_part_of_a_view_counts() {
-        let bundle = bundle_digest(b"bundle");
-        let base = of(&[("a", 1, 7)], &[("td", bundle)]);
-        assert_eq!(base, of(&[("a", 1, 7)], &[("td", bundle)]));
+        let base = of(&[("a", 1)], &[("td", 2)]).finish();
+        assert_eq!(base, of(&[("a", 1)], &[("td", 2)]).finish());
         for other in [
-            of(&[("b", 1, 7)], &[("td", bundle)]),
-            of(&[("a", 2, 7)], &[("td", bundle)]),
-            of(&[("a", 1, 8)], &[("td", bundle)]),
-            of(&[("a", 1, 7)], &[("te", bundle)]),
-            of(&[("a", 1, 7)], &[("td", bundle_digest(b"other"))]),
-            of(&[("a", 1, 7)], &[]),
-            of(&[], &[("td", bundle)]),
+            of(&[("b", 1)], &[("td", 2)]),
+            of(&[("a", 9)], &[("td", 2)]),
+            of(&[("a", 1)], &[("te", 2)]),
+            of(&[("a", 1)], &[("td", 9)]),
+            of(&[("a", 1)], &[]),
+            of(&[], &[("td", 2)]),
+            of(&[("a", 1), ("a", 1)], &[("td", 2)]),
+            // The same name as another kind of member.
+            of(&[("td", 2)], &[("a", 1)]),
         ] {
-            assert_ne!(base, other);
+            assert_ne!(base, other.finish());
         }
     }
 
     #[test]
     fn names_do_not_run_into_each_other() {
-        assert_ne!(of(&[("ab", 1, 0), ("c", 1, 0)], &[]), of(&[("a", 1, 0), ("bc", 1, 0)], &[]));
+        assert_ne!(of(&[("ab", 1), ("c", 1)], &[]).finish(), of(&[("a", 1), ("bc", 1)], &[]).finish());
+    }
+
+    #[test]
+    fn what_is_counted_out_leaves_nothing_behind_in_any_order() {
+        let all: Vec<(String, [u8; 32])> =
+            (0..200_u8).map(|number| (format!("entry-{number}"), [number; 32])).collect();
+        let mut view = of(&[("stays", 7)], &[]);
+        let stays = view.finish();
+        all.iter().for_each(|(id, content)| view.add_entry(id, content));
+        view.add_bundle("td", &[3; 32]);
+        assert_ne!(view.finish(), stays);
+        all.iter().rev().for_each(|(id, content)| view.remove_entry(id, content));
+        view.remove_bundle("td", &[3; 32]);
+        assert_eq!(view.finish(), stays);
+        view.remove_entry("stays", &[7; 32]);
+        assert_eq!(view.finish(), [0; 32]);
     }
 }

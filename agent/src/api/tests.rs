@@ -209,6 +209,7 @@ impl Agent {
             hint: "".into(),
             disable_x509_svid_prefetch: false,
             jwt_svid_include_jti: false,
+            content: None,
         }
     }
 

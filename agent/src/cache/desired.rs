@@ -6,6 +6,7 @@ use std::sync::Arc;
 use spiffe::bundle::Bundle;
 use spiffe::id::{SpiffeId, TrustDomain};
 use spiffe::selector::{Selector, SelectorSet};
+use spiffe::view::Digest;
 
 /// The server's id of a registration entry.
 pub type EntryId = Arc<str>;
@@ -37,6 +38,35 @@ pub struct Entry {
     pub disable_x509_svid_prefetch: bool,
     /// Whether each JWT-SVID must be a new one.
     pub jwt_svid_include_jti: bool,
+    /// What the server that pushed it says of its content, also of what agents do not see; none from servers that are
+    /// polled.
+    pub content: Option<Digest>,
+}
+
+impl Entry {
+    /// Which form of the entry it is.
+    pub fn form(&self) -> Form {
+        Form { revision: self.revision, created_at: self.created_at, content: self.content }
+    }
+}
+
+/// Tells one form of an entry from another: what is signed for one is to be signed anew for the other.
+#[derive(Debug, Clone, Copy)]
+pub struct Form {
+    revision: i64,
+    created_at: i64,
+    content: Option<Digest>,
+}
+
+impl Form {
+    /// Whether both are the same form. Numbers may come again after a restore, content does not; servers that are polled
+    /// tell only numbers.
+    pub fn is(&self, other: &Self) -> bool {
+        match (&self.content, &other.content) {
+            (Some(one), Some(other)) => one == other,
+            _ => self.revision == other.revision && self.created_at == other.created_at,
+        }
+    }
 }
 
 /// A step from one view to the next. What is not named stays as it is.
@@ -245,6 +275,7 @@ pub(crate) mod tests {
             hint: "".into(),
             disable_x509_svid_prefetch: false,
             jwt_svid_include_jti: false,
+            content: None,
         }
     }
 

@@ -56,7 +56,7 @@ pub struct Plan {
     pub wake: Option<SystemTime>,
 }
 
-/// Decides for all `candidates` (in the order of their ids) with room for `limit` credentials.
+/// Decides for all `candidates` with room for `limit` credentials; what is missing is signed in the order given.
 ///
 /// The order of what is signed: near expiry first, by the time left; then what subscribers wait for; then prefetch.
 pub fn plan(candidates: &[Candidate], limit: usize, now: SystemTime) -> Plan {

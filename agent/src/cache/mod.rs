@@ -26,7 +26,7 @@ use spiffe::id::TrustDomain;
 use spiffe::selector::SelectorSet;
 use tokio::sync::watch;
 
-pub use self::desired::{Changed, Entry, EntryId, Update};
+pub use self::desired::{Changed, Entry, EntryId, Form, Update};
 pub use self::issuer::{IssueError, Issuer, SignedJwt, SigningRequest};
 pub use self::jwt::JwtSvid;
 pub use self::snapshot::{HeldSvid, View};

@@ -187,7 +187,7 @@ impl Cache {
         tracing::debug!(spiffe_id = %svid.id, entry_id = %entry.id, "Holding a new X.509-SVID");
         Credential {
             svid: Arc::new(svid),
-            revision: entry.revision,
+            form: entry.form(),
             received_at,
             renew_at,
             authority_key_id: signed.authority_key_id,

@@ -10,7 +10,7 @@ use spiffe::id::TrustDomain;
 use spiffe::renew::RenewAt;
 use spiffe::selector::SelectorSet;
 
-use super::desired::{Changed, Desired, Entry, EntryId, Update};
+use super::desired::{Changed, Desired, Entry, EntryId, Form, Update};
 use super::issue::{self, Candidate, Demand, Held, Plan};
 use super::snapshot::{HeldSvid, View, Views};
 use crate::taint;
@@ -31,7 +31,7 @@ pub(super) struct State {
 
 pub(super) struct Credential {
     pub(super) svid: Arc<HeldSvid>,
-    pub(super) revision: i64,
+    pub(super) form: Form,
     pub(super) received_at: SystemTime,
     pub(super) renew_at: SystemTime,
     // The key that signed the end of the chain, by which a tainted authority is recognised.
@@ -128,40 +128,61 @@ impl State {
 
     /// Whether exactly this form of the entry is held.
     pub(super) fn wants(&self, entry: &Entry) -> bool {
-        self.desired.entry(&entry.id).is_some_and(|held| {
-            held.revision == entry.revision && held.created_at == entry.created_at && held.spiffe_id == entry.spiffe_id
-        })
+        self.desired
+            .entry(&entry.id)
+            .is_some_and(|held| held.form().is(&entry.form()) && held.spiffe_id == entry.spiffe_id)
     }
 
+    /// What to sign and what to forget. An agent may be told of many more entries than it has room for, and decides anew
+    /// after each change: so only those are looked at that can matter.
     pub(super) fn plan(&self, limit: usize, now: SystemTime) -> Plan {
         let followed: HashSet<EntryId> = self.views.followed().collect();
-        let candidates: Vec<Candidate> = self
-            .desired
-            .entries()
+        let held = self.credentials.keys().filter_map(|id| self.desired.entry(id));
+        let awaited = followed.iter().filter(|id| !self.credentials.contains_key(*id));
+        let awaited = awaited.filter_map(|id| self.desired.entry(id));
+        let mut candidates: Vec<Candidate> = held
+            .chain(awaited)
             .filter(|entry| !entry.store_svid)
-            .map(|entry| {
-                let credential = self.credentials.get(&entry.id);
-                Candidate {
-                    held: credential.map(|credential| Held {
-                        renew_at: credential.renew_at,
-                        not_after: credential.svid.not_after,
-                        outdated: credential.revision != entry.revision,
-                    }),
-                    demand: if followed.contains(&entry.id) {
-                        Demand::Subscribed
-                    } else if entry.disable_x509_svid_prefetch {
-                        Demand::OnDemand
-                    } else {
-                        Demand::Prefetch
-                    },
-                    last_used: credential.map_or(0, |credential| credential.last_used),
-                    signing: self.signing.contains(&entry.id),
-                    retry_at: self.refused.get(&entry.id).and_then(|refused| refused.retry_at_by(now)),
-                    entry: Arc::clone(&entry.id),
-                }
-            })
+            .map(|entry| self.candidate(entry, followed.contains(&entry.id), now))
             .collect();
+        // Each takes room, but those whose credential is over.
+        let live = |candidate: &&Candidate| {
+            candidate.demand == Demand::Subscribed || candidate.held.is_some_and(|held| held.not_after > now)
+        };
+        let room = limit.saturating_sub(candidates.iter().filter(live).count());
+        if room > 0 && self.credentials.len() < self.desired.entries().len() {
+            let missing = |entry: &&Arc<Entry>| {
+                !entry.store_svid
+                    && !entry.disable_x509_svid_prefetch
+                    && !self.credentials.contains_key(&entry.id)
+                    && !followed.contains(&entry.id)
+            };
+            let missing = self.desired.entries().filter(missing).take(room);
+            candidates.extend(missing.map(|entry| self.candidate(entry, false, now)));
+        }
         issue::plan(&candidates, limit, now)
+    }
+
+    fn candidate(&self, entry: &Entry, followed: bool, now: SystemTime) -> Candidate {
+        let credential = self.credentials.get(&entry.id);
+        Candidate {
+            held: credential.map(|credential| Held {
+                renew_at: credential.renew_at,
+                not_after: credential.svid.not_after,
+                outdated: !credential.form.is(&entry.form()),
+            }),
+            demand: if followed {
+                Demand::Subscribed
+            } else if entry.disable_x509_svid_prefetch {
+                Demand::OnDemand
+            } else {
+                Demand::Prefetch
+            },
+            last_used: credential.map_or(0, |credential| credential.last_used),
+            signing: self.signing.contains(&entry.id),
+            retry_at: self.refused.get(&entry.id).and_then(|refused| refused.retry_at_by(now)),
+            entry: Arc::clone(&entry.id),
+        }
     }
 
     /// When the first of the credentials of these entries runs out, of those that have not yet.

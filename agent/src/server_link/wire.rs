@@ -81,6 +81,7 @@ pub fn entry(entry: types::Entry) -> Result<Entry, WireError> {
         hint: entry.hint.into(),
         disable_x509_svid_prefetch: attributes.disable_x509_svid_prefetch,
         jwt_svid_include_jti: attributes.jwt_svid_include_jti,
+        content: None,
     })
 }
 

@@ -3,18 +3,19 @@
 use std::sync::Arc;
 
 use prost::Message as _;
-use spiffe::view::bundle_digest;
+use spiffe::view::{Digest, bundle_digest};
 use spiffe_proto::types;
 
 use super::plan::{OfferedBundle, OfferedEntry, Version};
+use crate::cache::Entry;
 use crate::server_link::wire;
 
-/// An entry as it came. One that cannot be used is logged and held by name.
-pub(super) fn entry(message: types::Entry) -> OfferedEntry {
+/// An entry as it came, with its content if the server told it. One that cannot be used is logged and held by name.
+pub(super) fn entry(message: types::Entry, content: Option<Digest>) -> OfferedEntry {
     let id = message.id.clone();
-    let version = Version { revision: message.revision_number, created_at: message.created_at };
+    let version = Version { revision: message.revision_number, created_at: message.created_at, content };
     let entry = match wire::entry(message) {
-        Ok(entry) => Some(Arc::new(entry)),
+        Ok(entry) => Some(Arc::new(Entry { content, ..entry })),
         Err(error) => {
             tracing::warn!(
                 entry_id = id,

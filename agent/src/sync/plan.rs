@@ -16,6 +16,8 @@ pub struct Version {
     pub revision: i64,
     /// Unix seconds; 0 from servers that do not say it.
     pub created_at: i64,
+    /// What the server that pushed it says of its content; none if it was polled.
+    pub content: Option<Digest>,
 }
 
 impl Version {
@@ -72,6 +74,8 @@ pub struct Step {
     pub bundles: Vec<OfferedBundle>,
     /// Trust domains whose bundle is gone.
     pub removed_bundles: Vec<TrustDomain>,
+    /// What is held counts for nothing: this is all there is.
+    pub anew: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -85,6 +89,7 @@ struct Held {
 pub struct View {
     entries: BTreeMap<EntryId, Held>,
     bundles: BTreeMap<TrustDomain, Digest>,
+    digest: ViewDigest,
     /// Where in the server's history this view was whole; none after a poll.
     pub position: Option<Position>,
 }
@@ -126,25 +131,43 @@ impl View {
     }
 
     /// Takes a step; answers what it means for the cache. What cannot be used is dropped there.
-    pub fn take(&mut self, step: Step) -> Update {
+    pub fn take(&mut self, mut step: Step) -> Update {
+        if step.anew {
+            let comes: BTreeSet<&EntryId> = step.entries.iter().map(|offered| &offered.id).collect();
+            step.removed_entries = self.entries.keys().filter(|id| !comes.contains(id)).cloned().collect();
+            let comes: BTreeSet<&TrustDomain> = step.bundles.iter().map(|offered| &offered.trust_domain).collect();
+            step.removed_bundles = self.bundles.keys().filter(|name| !comes.contains(name)).cloned().collect();
+        }
         let mut update = Update { removed_entries: step.removed_entries, ..Update::default() };
         for id in &update.removed_entries {
-            self.entries.remove(id);
+            if let Some(held) = self.entries.remove(id) {
+                self.digest.remove_entry(id, &counted(held.version));
+            }
         }
         for offered in step.entries {
             let federates_with = offered.entry.iter().flat_map(|entry| &entry.federates_with).cloned().collect();
-            self.entries.insert(Arc::clone(&offered.id), Held { version: offered.version, federates_with });
+            let held = Held { version: offered.version, federates_with };
+            self.digest.add_entry(&offered.id, &counted(held.version));
+            if let Some(before) = self.entries.insert(Arc::clone(&offered.id), held) {
+                self.digest.remove_entry(&offered.id, &counted(before.version));
+            }
             match offered.entry {
                 Some(entry) => update.entries.push(entry),
                 None => update.removed_entries.push(offered.id),
             }
         }
         for trust_domain in step.removed_bundles {
-            self.bundles.remove(&trust_domain);
+            if let Some(held) = self.bundles.remove(&trust_domain) {
+                self.digest.remove_bundle(trust_domain.as_str(), &held);
+            }
             update.removed_bundles.push(trust_domain);
         }
         for offered in step.bundles {
-            let known = self.bundles.insert(offered.trust_domain, offered.digest);
+            self.digest.add_bundle(offered.trust_domain.as_str(), &offered.digest);
+            let known = self.bundles.insert(offered.trust_domain.clone(), offered.digest);
+            if let Some(known) = &known {
+                self.digest.remove_bundle(offered.trust_domain.as_str(), known);
+            }
             if known != Some(offered.digest)
                 && let Some(bundle) = offered.bundle
             {
@@ -156,14 +179,7 @@ impl View {
 
     /// The digest of the whole view.
     pub fn digest(&self) -> Digest {
-        let mut digest = ViewDigest::new();
-        for (id, held) in &self.entries {
-            digest.entry(id, held.version.revision, held.version.created_at);
-        }
-        for (trust_domain, bundle) in &self.bundles {
-            digest.bundle(trust_domain.as_str(), bundle);
-        }
-        digest.finish()
+        self.digest.finish()
     }
 
     /// The versions of all entries, in the order of their ids.
@@ -175,6 +191,12 @@ impl View {
     pub fn bundles(&self) -> impl Iterator<Item = (&TrustDomain, &Digest)> {
         self.bundles.iter()
     }
+}
+
+/// What counts as content: an entry that was polled has none that a server could name, so a server that pushes finds a
+/// difference and sends it.
+fn counted(version: Version) -> Digest {
+    version.content.unwrap_or_default()
 }
 
 #[cfg(test)]

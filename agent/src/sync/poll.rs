@@ -78,7 +78,7 @@ async fn entries(lease: &Lease, view: &View) -> Result<Step, Status> {
     let mut answer = answer;
     loop {
         offered.extend(answer.entry_revisions.into_iter().map(|entry| {
-            let version = Version { revision: entry.revision_number, created_at: entry.created_at };
+            let version = Version { revision: entry.revision_number, created_at: entry.created_at, content: None };
             (EntryId::from(entry.id), version)
         }));
         if !answer.more {
@@ -93,7 +93,7 @@ async fn entries(lease: &Lease, view: &View) -> Result<Step, Status> {
         questions.send(SyncAuthorizedEntriesRequest { output_mask: None, ids }).await.map_err(gone)?;
         loop {
             let answer = next(&mut answers).await?;
-            fetched.extend(answer.entries.into_iter().map(offer::entry));
+            fetched.extend(answer.entries.into_iter().map(|entry| offer::entry(entry, None)));
             if !answer.more {
                 break;
             }
@@ -109,11 +109,11 @@ async fn whole(
     answers: &mut Streaming<SyncAuthorizedEntriesResponse>,
 ) -> Result<Step, Status> {
     let (mut more, mut all) = (first.more, Vec::with_capacity(first.entries.len()));
-    all.extend(first.entries.into_iter().map(offer::entry));
+    all.extend(first.entries.into_iter().map(|entry| offer::entry(entry, None)));
     while more {
         let answer = next(answers).await?;
         more = answer.more;
-        all.extend(answer.entries.into_iter().map(offer::entry));
+        all.extend(answer.entries.into_iter().map(|entry| offer::entry(entry, None)));
     }
     let offered: BTreeMap<EntryId, Version> = all.iter().map(|entry| (entry.id.clone(), entry.version)).collect();
     let difference = view.compare(&offered);

@@ -1,9 +1,10 @@
-//! Signet's way to learn the view: one stream on which the server sends each change (`signet.sync.v1`).
+//! Signet's way to learn the view: one stream on which the server sends each change (`signet.sync.v2`).
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use runtime::shutdown::Shutdown;
+use spiffe::view::Digest;
 use spiffe_proto::sync::sync_client::SyncClient;
 use spiffe_proto::sync::{self as proto, subscribe_request, subscribe_response};
 use tokio::sync::mpsc;
@@ -16,8 +17,8 @@ use crate::server_link::{CALL_DEADLINE, LARGEST_MESSAGE, Lease, LinkError};
 
 /// The server speaks every ten seconds; after this long without a word the stream is taken for dead.
 const SILENCE: Duration = Duration::from_secs(30);
-/// How many versions one message holds: well below the mebibyte that a message may have.
-const VERSIONS_AT_ONCE: usize = 4000;
+/// How many things one message says are held: well below the mebibyte that a message may have.
+const HELD_AT_ONCE: usize = 3000;
 
 /// How a stream ended.
 #[derive(Debug)]
@@ -136,7 +137,11 @@ impl Parts {
             *self = Self { number: part.step, step: Step::default() };
         }
         let step = &mut self.step;
-        step.entries.extend(part.entries.into_iter().map(offer::entry));
+        step.anew |= part.anew;
+        step.entries.extend(part.entries.into_iter().filter_map(|sent| {
+            let content = sent.content.as_ref().try_into().ok();
+            sent.entry.map(|entry| offer::entry(entry, content))
+        }));
         step.removed_entries.extend(part.removed_entries.into_iter().map(Into::into));
         step.bundles.extend(part.bundles.into_iter().filter_map(offer::bundle));
         let removed = part.removed_bundles.iter();
@@ -147,23 +152,23 @@ impl Parts {
 
 /// What is held, in messages of a bounded size.
 fn held(view: &View) -> Vec<proto::Held> {
-    let entries: Vec<proto::EntryVersion> = view
+    let content = |digest: &Digest| Bytes::copy_from_slice(digest);
+    let entries: Vec<proto::HeldEntry> = view
         .entries()
-        .map(|(id, version)| proto::EntryVersion {
+        .map(|(id, version)| proto::HeldEntry {
             id: id.to_string(),
-            revision: version.revision,
-            created_at: version.created_at,
+            content: content(&version.content.unwrap_or_default()),
         })
         .collect();
-    let bundles: Vec<proto::BundleVersion> = view
+    let bundles: Vec<proto::HeldBundle> = view
         .bundles()
-        .map(|(trust_domain, digest)| proto::BundleVersion {
+        .map(|(trust_domain, digest)| proto::HeldBundle {
             trust_domain: trust_domain.as_str().to_owned(),
-            digest: Bytes::copy_from_slice(digest),
+            content: content(digest),
         })
         .collect();
-    let entries = entries.chunks(VERSIONS_AT_ONCE).map(|chunk| (chunk.to_vec(), Vec::new()));
-    let bundles = bundles.chunks(VERSIONS_AT_ONCE).map(|chunk| (Vec::new(), chunk.to_vec()));
+    let entries = entries.chunks(HELD_AT_ONCE).map(|chunk| (chunk.to_vec(), Vec::new()));
+    let bundles = bundles.chunks(HELD_AT_ONCE).map(|chunk| (Vec::new(), chunk.to_vec()));
     let mut messages: Vec<proto::Held> =
         entries.chain(bundles).map(|(entries, bundles)| proto::Held { entries, bundles, more: true }).collect();
     match messages.last_mut() {

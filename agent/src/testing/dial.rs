@@ -46,7 +46,7 @@ names!(
     Bundles = "spire.api.server.bundle.v1.Bundle",
     Entries = "spire.api.server.entry.v1.Entry",
     Svids = "spire.api.server.svid.v1.SVID",
-    Syncs = "signet.sync.v1.Sync"
+    Syncs = "signet.sync.v2.Sync"
 );
 
 type Answer = Pin<Box<dyn Future<Output = Result<http::Response<Body>, Infallible>> + Send>>;

@@ -385,7 +385,7 @@ impl Fake {
             return Err(Status::invalid_argument("no hello"));
         };
         self.state().hellos.push(hello.clone());
-        let mut sent: BTreeMap<String, (i64, i64)> = BTreeMap::new();
+        let mut sent: BTreeMap<String, [u8; 32]> = BTreeMap::new();
         let mut sent_bundles: BTreeMap<String, [u8; 32]> = BTreeMap::new();
         if hello.digest != self.digest().as_slice() {
             answers.send(answer(Answer::Compare(sync::Compare {}))).await.map_err(gone)?;
@@ -393,11 +393,11 @@ impl Fake {
                 let Some(Said::Held(held)) = says.message().await?.and_then(|said| said.message) else {
                     return Err(Status::invalid_argument("no held"));
                 };
-                sent.extend(held.entries.into_iter().map(|entry| (entry.id, (entry.revision, entry.created_at))));
+                sent.extend(held.entries.into_iter().map(|entry| (entry.id, (&entry.content[..]).try_into().unwrap())));
                 sent_bundles.extend(
                     held.bundles
                         .into_iter()
-                        .map(|bundle| (bundle.trust_domain, (&bundle.digest[..]).try_into().unwrap())),
+                        .map(|bundle| (bundle.trust_domain, (&bundle.content[..]).try_into().unwrap())),
                 );
                 if !held.more {
                     break;
@@ -405,7 +405,7 @@ impl Fake {
             }
         } else {
             let entries = self.state().entries.clone();
-            sent.extend(entries.into_values().map(|entry| (entry.id, (entry.revision_number, entry.created_at))));
+            sent.extend(entries.into_values().map(|entry| (entry.id.clone(), content_of(&entry))));
             sent_bundles.extend(self.bundles().into_iter().map(|(name, bundle)| (name, digest_of(&bundle))));
             answers.send(answer(Answer::Resume(sync::Resume { position: None }))).await.map_err(gone)?;
         }
@@ -415,11 +415,8 @@ impl Fake {
             let revision = *changed.borrow_and_update();
             let entries = self.state().entries.clone();
             let bundles = self.bundles();
-            let new: Vec<types::Entry> = entries
-                .values()
-                .filter(|entry| sent.get(&entry.id) != Some(&(entry.revision_number, entry.created_at)))
-                .cloned()
-                .collect();
+            let new: Vec<types::Entry> =
+                entries.values().filter(|entry| sent.get(&entry.id) != Some(&content_of(entry))).cloned().collect();
             let removed: Vec<String> = sent.keys().filter(|id| !entries.contains_key(*id)).cloned().collect();
             let new_bundles: Vec<types::Bundle> = bundles
                 .iter()
@@ -431,10 +428,15 @@ impl Fake {
             if new.is_empty() && removed.is_empty() && new_bundles.is_empty() && removed_bundles.is_empty() {
                 self.state().acked = revision;
             } else {
-                sent = entries.values().map(|e| (e.id.clone(), (e.revision_number, e.created_at))).collect();
+                sent = entries.values().map(|entry| (entry.id.clone(), content_of(entry))).collect();
                 sent_bundles = bundles.iter().map(|(name, bundle)| (name.clone(), digest_of(bundle))).collect();
                 let digest = Bytes::copy_from_slice(&self.digest());
                 // Two parts, so that their joining is looked at, too.
+                let sent = |entry: types::Entry| sync::SentEntry {
+                    content: Bytes::copy_from_slice(&content_of(&entry)),
+                    entry: Some(entry),
+                };
+                let new = new.into_iter().map(sent).collect();
                 let first = sync::Part { step: revision, entries: new, removed_entries: removed, ..Default::default() };
                 let last = sync::Part {
                     step: revision,
@@ -470,15 +472,19 @@ impl Fake {
     }
 
     fn digest(&self) -> [u8; 32] {
-        let mut digest = ViewDigest::new();
+        let mut digest = ViewDigest::default();
         for entry in self.state().entries.values() {
-            digest.entry(&entry.id, entry.revision_number, entry.created_at);
+            digest.add_entry(&entry.id, &content_of(entry));
         }
         for (name, bundle) in self.bundles() {
-            digest.bundle(&name, &digest_of(&bundle));
+            digest.add_bundle(&name, &digest_of(&bundle));
         }
         digest.finish()
     }
+}
+
+fn content_of(entry: &types::Entry) -> [u8; 32] {
+    bundle_digest(&entry.encode_to_vec())
 }
 
 fn digest_of(bundle: &types::Bundle) -> [u8; 32] {

@@ -1,9 +1,9 @@
-//! `signet.sync.v1`: push to agents of ours.
+//! `signet.sync.v2`: push to agents of ours.
 //!
 //! [`crate::feed`] decides; here are the messages and the waiting. A stream has two halves: one judges its agent again
 //! whenever the feed wakes it, so that a ban ends the stream at once, the other sends what is new.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -25,12 +25,13 @@ use super::status::Failure;
 use super::stream::{self, Answers, Outlet};
 use super::wire;
 use crate::audit::{Fields, Outcome};
-use crate::feed::session::{Greeting, Opening, Session, Step};
-use crate::feed::view::{Held, Version, View};
+use crate::feed::look::Look;
+use crate::feed::session::{Greeting, Held, Opening, Session, Step};
 use crate::feed::{Feed, Place, Wake};
 use crate::history::{Position, Urgency};
 use crate::registry::agent;
 use crate::state::State;
+use crate::state::model::{Entry, EntryId};
 
 /// How often a stream without news tells that it lives.
 const HEARTBEAT: Duration = Duration::from_secs(10);
@@ -47,8 +48,14 @@ const CATCH_UP_WITHIN: Duration = Duration::from_secs(2);
 /// Bytes of a part, so that a message stays below 1 MiB whatever its last item is.
 const PART_SIZE: usize = 768 * 1024;
 
-/// Entries and bundles that an agent may say it holds.
-const MOST_HELD: usize = 1_000_000;
+/// Bytes that an agent may say it holds, as they are kept here. Who holds more is sent everything anew.
+const MOST_HELD: usize = 32 * 1024 * 1024;
+
+/// Bytes of an entry's id or a trust domain's name; nothing that was ever sent has a longer one.
+const LONGEST_NAME: usize = 255;
+
+/// Bytes that one thing held costs beside its name.
+const HELD_OVERHEAD: usize = 128;
 
 /// The fields of an entry that an agent sees, as SPIRE's agents ask for them.
 const AGENT_MASK: types::EntryMask = types::EntryMask {
@@ -119,48 +126,87 @@ fn answer(message: Answer) -> proto::SubscribeResponse {
     proto::SubscribeResponse { message: Some(message) }
 }
 
-/// Whether an agent at `told` followed the history that leads to `ours`.
-fn follows(told: Option<&proto::Position>, ours: &Position) -> bool {
+/// Whether an agent at `told` is at our newest position. Any other claim proves nothing: a restored backup has the id of
+/// the history it was copied from.
+fn is_at_head(told: Option<&proto::Position>, ours: &Position) -> bool {
     told.is_some_and(|told| {
-        *told.history == ours.history.0 && (told.revision != ours.revision || *told.digest == ours.digest)
+        *told.history == ours.history.0 && told.revision == ours.revision && *told.digest == ours.digest
     })
 }
 
-/// Cuts a step into parts that are applied together.
-fn parts(step: Step, at: &Position, sent: impl Fn(&Arc<Bundle>) -> types::Bundle) -> Vec<proto::Part> {
-    let begin = || proto::Part { step: step.number, position: Some(position(at)), ..proto::Part::default() };
-    let mut parts = Vec::new();
-    let mut part = begin();
-    let mut size = 0;
-    let mut room = |parts: &mut Vec<proto::Part>, part: &mut proto::Part, item: usize| {
-        if size > 0 && size + item > PART_SIZE {
-            parts.push(std::mem::replace(part, begin()));
-            size = 0;
+/// A step cut into parts that are applied together. Each is made when it is asked for.
+struct Parts<'a> {
+    number: u64,
+    anew: bool,
+    digest: Digest,
+    at: proto::Position,
+    bundles: std::slice::Iter<'a, Arc<Bundle>>,
+    entries: std::slice::Iter<'a, Arc<Entry>>,
+    removed_entries: std::slice::Iter<'a, EntryId>,
+    removed_bundles: std::slice::Iter<'a, Arc<str>>,
+    sent: &'a SentBundles,
+    ended: bool,
+}
+
+impl<'a> Parts<'a> {
+    fn of(step: &'a Step, at: &Position, sent: &'a SentBundles) -> Self {
+        Self {
+            number: step.number,
+            anew: step.anew,
+            digest: step.digest,
+            at: position(at),
+            bundles: step.delta.bundles.iter(),
+            entries: step.delta.entries.iter(),
+            removed_entries: step.delta.removed_entries.iter(),
+            removed_bundles: step.delta.removed_bundles.iter(),
+            sent,
+            ended: false,
         }
-        size += item;
-    };
-    for bundle in &step.delta.bundles {
-        let message = sent(bundle);
-        room(&mut parts, &mut part, message.encoded_len() + 8);
-        part.bundles.push(message);
     }
-    for entry in &step.delta.entries {
-        let message = wire::entry(entry, Some(&AGENT_MASK));
-        room(&mut parts, &mut part, message.encoded_len() + 8);
-        part.entries.push(message);
+}
+
+impl Iterator for Parts<'_> {
+    type Item = proto::Part;
+
+    fn next(&mut self) -> Option<proto::Part> {
+        if self.ended {
+            return None;
+        }
+        let mut part = proto::Part {
+            step: self.number,
+            position: Some(self.at.clone()),
+            anew: std::mem::take(&mut self.anew),
+            ..proto::Part::default()
+        };
+        let mut size = 0;
+        // An item that begins below the limit goes in whole, and none is larger than the rest of a message.
+        while size < PART_SIZE {
+            if let Some(bundle) = self.bundles.next() {
+                let message = self.sent.of(bundle).message.clone();
+                size += message.encoded_len() + 8;
+                part.bundles.push(message);
+            } else if let Some(entry) = self.entries.next() {
+                let message = proto::SentEntry {
+                    entry: Some(wire::entry(entry, Some(&AGENT_MASK))),
+                    content: entry.content().to_vec().into(),
+                };
+                size += message.encoded_len() + 8;
+                part.entries.push(message);
+            } else if let Some(id) = self.removed_entries.next() {
+                size += id.len() + 8;
+                part.removed_entries.push(id.to_string());
+            } else if let Some(name) = self.removed_bundles.next() {
+                size += name.len() + 8;
+                part.removed_bundles.push(name.to_string());
+            } else {
+                self.ended = true;
+                part.last = true;
+                part.digest = self.digest.to_vec().into();
+                break;
+            }
+        }
+        Some(part)
     }
-    for id in &step.delta.removed_entries {
-        room(&mut parts, &mut part, id.len() + 8);
-        part.removed_entries.push(id.to_string());
-    }
-    for name in &step.delta.removed_bundles {
-        room(&mut parts, &mut part, name.len() + 8);
-        part.removed_bundles.push(name.to_string());
-    }
-    part.last = true;
-    part.digest = step.digest.to_vec().into();
-    parts.push(part);
-    parts
 }
 
 /// One stream of one agent.
@@ -191,35 +237,42 @@ impl Conversation {
         self.outlet.send(answer(message)).await;
     }
 
-    fn view(&self, state: &State) -> View {
-        let core = &self.service.core;
-        View::of(state, &self.agent, core.now(), |bundle| self.service.bundles.of(bundle).digest)
-    }
-
-    /// Everything the agent says it holds.
-    async fn held(&mut self) -> Result<Held, Failure> {
-        let mut held = Held { entries: BTreeMap::new(), bundles: BTreeMap::new() };
+    /// What the agent says it holds; none if that is more than is kept of it.
+    async fn held(&mut self) -> Result<Option<Held>, Failure> {
+        let (mut held, mut size) = (Held::default(), 0);
         loop {
             let Said::Held(page) = self.said_in_time().await? else {
                 return Err(Failure::invalid("agent did not say what it holds"));
             };
-            if held.entries.len() + page.entries.len() + held.bundles.len() + page.bundles.len() > MOST_HELD {
+            let names =
+                page.entries.iter().map(|entry| &entry.id).chain(page.bundles.iter().map(|one| &one.trust_domain));
+            for name in names {
+                if name.len() > LONGEST_NAME {
+                    return Err(Failure::invalid("agent says that it holds something with a name above 255 bytes"));
+                }
+                size += name.len() + HELD_OVERHEAD;
+            }
+            if size > 4 * MOST_HELD {
                 return Err(Failure::invalid("agent says that it holds too much"));
             }
-            for entry in page.entries {
-                let version = Version { revision: entry.revision, created_at: entry.created_at };
-                held.entries.insert(entry.id.into(), version);
-            }
-            for bundle in page.bundles {
-                held.bundles.insert(bundle.trust_domain.into(), digest(&bundle.digest)?);
+            if size > MOST_HELD {
+                // The rest is read and not kept.
+                held = Held::default();
+            } else {
+                for entry in page.entries {
+                    held.entries.insert(entry.id.into(), digest(&entry.content)?);
+                }
+                for bundle in page.bundles {
+                    held.bundles.insert(bundle.trust_domain.into(), digest(&bundle.content)?);
+                }
             }
             if !page.more {
-                return Ok(held);
+                return Ok((size <= MOST_HELD).then_some(held));
             }
         }
     }
 
-    /// The newest state; at least that at which the agent is.
+    /// The newest state; with a store that others write to, at least that at which the agent is.
     async fn caught_up(&self, told: Option<&proto::Position>) -> Result<Arc<State>, Failure> {
         let core = &self.service.core;
         let state = core.current("authorized entries cannot be looked up").await?;
@@ -228,7 +281,8 @@ impl Conversation {
                 *told.history == state.position().history.0 && told.revision > state.position().revision
             })
         };
-        if !behind(&state) {
+        // Whoever is ahead of the only server has followed a branch of the history that a restore has lost: it is compared.
+        if !behind(&state) || !core.replica.is_shared() {
             return Ok(state);
         }
         let mut watch = core.replica.watch();
@@ -239,41 +293,47 @@ impl Conversation {
         }
     }
 
-    /// Finds out where the agent is.
-    async fn greet(&mut self) -> Result<(Session, Arc<State>), Failure> {
+    /// Finds out where the agent is: what it holds, what is to be looked at first, and at which state.
+    async fn greet(&mut self) -> Result<(Session, Look, Arc<State>), Failure> {
         let Said::Hello(hello) = self.said_in_time().await? else {
             return Err(Failure::invalid("agent did not say hello"));
         };
         self.service.report_version(&self.agent, hello.agent_version).await;
         let state = self.caught_up(hello.position.as_ref()).await?;
-        let same_history = follows(hello.position.as_ref(), state.position());
-        let greeting = Greeting { same_history, digest: digest(&hello.digest)? };
-        let session = match Session::open(greeting, &self.view(&state)) {
+        let at_head = is_at_head(hello.position.as_ref(), state.position());
+        let greeting = Greeting { at_head, digest: digest(&hello.digest)? };
+        let now = self.service.core.now();
+        let opening =
+            Session::open(greeting, &state, &self.agent, now, |bundle| self.service.bundles.of(bundle).digest);
+        let session = match opening {
             Opening::Resume(session) => {
                 self.send(Answer::Resume(proto::Resume { position: Some(position(state.position())) })).await;
-                session
+                return Ok((session, Look::default(), state));
             }
             Opening::Fresh(session) => session,
             Opening::Compare => {
                 metrics::counter!("sync.compared").increment(1);
                 self.send(Answer::Compare(proto::Compare {})).await;
-                Session::after_comparison(self.held().await?, same_history)
+                self.held().await?.map_or_else(Session::anew, Session::after_comparison)
             }
         };
-        Ok((session, state))
+        Ok((session, Look::Everything, state))
     }
 
     /// Keeps the agent's view equal to what it may have, until the agent leaves. `looks` wakes when it may have changed.
     async fn follow(mut self, place: &Place, mut looks: watch::Receiver<u64>) -> Result<(), Failure> {
-        let (mut session, mut state) = self.greet().await?;
+        let (mut session, mut look, mut state) = self.greet().await?;
         let mut heartbeat = tokio::time::interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut sent_at = Instant::now();
         loop {
-            if let Some(step) = session.advance(&self.view(&state)) {
+            let (now, bundles) = (self.service.core.now(), &self.service.bundles);
+            if !look.is_nothing()
+                && let Some(step) = session.advance(&look, &state, &self.agent, now, |bundle| bundles.of(bundle).digest)
+            {
                 sent_at = Instant::now();
                 metrics::counter!("sync.steps").increment(1);
-                for part in parts(step, state.position(), |bundle| self.service.bundles.of(bundle).message.clone()) {
+                for part in Parts::of(&step, state.position(), bundles) {
                     self.send(Answer::Part(part)).await;
                 }
             }
@@ -299,14 +359,14 @@ impl Conversation {
                         return Err(Failure::unavailable("step was not acknowledged in time"));
                     }
                     _ = heartbeat.tick() => {
-                        let at = position(place.seen().position());
+                        let at = if waiting { *state.position() } else { place.position(&state) };
                         let digest = session.digest().to_vec().into();
-                        self.send(Answer::Heartbeat(proto::Heartbeat { position: Some(at), digest })).await;
+                        self.send(Answer::Heartbeat(proto::Heartbeat { position: Some(position(&at)), digest })).await;
                     }
                 }
             }
             looks.mark_unchanged();
-            state = self.service.core.replica.latest();
+            (look, state) = place.take(&state);
         }
     }
 }

@@ -265,7 +265,7 @@ impl Server {
         });
         let attestors = parts::attestors(&config, &opened.replica, &entropy)?;
         let width = std::thread::available_parallelism().map_or(1, usize::from);
-        let feed = Feed::new(opened.replica.clone());
+        let feed = Feed::new(opened.replica.clone(), clock.clone(), steady.clone());
         let services = Services {
             agent: AgentService::new(
                 Arc::clone(&core),
@@ -350,9 +350,6 @@ impl Server {
         self.tasks.spawn_critical("clock", self.services.core.steady.clone().run(stopping.clone()));
         self.tasks.spawn_critical("authority", self.authority.clone().run(stopping.clone()));
         self.tasks.spawn_critical("feed", self.feed.clone().run(stopping.clone()));
-        let steady = self.services.core.steady.clone();
-        let time = self.feed.clone().run_time(self.clock.clone(), steady, stopping.clone());
-        self.tasks.spawn_critical("feed by time", time);
         let expiry = expiry::run(
             Arc::clone(&self.services.core),
             self.config.prune_attested_nodes,

@@ -170,6 +170,11 @@ impl Replica {
         Self { board, heads }
     }
 
+    /// Whether other processes may write to the same store, so that this one may be behind somebody.
+    pub fn is_shared(&self) -> bool {
+        matches!(self.heads, HeadReads::Shared(_))
+    }
+
     /// The newest state known here. Good for what it contains; an answer that rests on an absence
     /// takes [`Replica::current`].
     pub fn latest(&self) -> Arc<State> {

@@ -137,6 +137,7 @@ fn alias_entry(
         created_at: whole_seconds(now),
         disable_x509_svid_prefetch: false,
         jwt_svid_include_jti: false,
+        content: crate::state::model::Content::default(),
     })
 }
 

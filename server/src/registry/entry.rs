@@ -336,6 +336,7 @@ impl NewEntry {
             created_at: whole_seconds(now),
             disable_x509_svid_prefetch: attributes.disable_x509_svid_prefetch,
             jwt_svid_include_jti: attributes.jwt_svid_include_jti,
+            content: crate::state::model::Content::default(),
         }
     }
 }

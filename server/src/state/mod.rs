@@ -6,6 +6,7 @@
 
 mod apply;
 mod bundles;
+mod content;
 mod index;
 pub mod model;
 

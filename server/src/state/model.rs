@@ -12,6 +12,8 @@ use spiffe::id::{SpiffeId, TrustDomain};
 use spiffe::selector::SelectorSet;
 use spiffe::x509::Serial;
 
+pub use super::content::Content;
+
 /// Whose part of the trust domain something belongs to.
 ///
 /// Until tenants exist there is one scope, the trust domain itself, written `-` in every key.
@@ -78,6 +80,8 @@ pub struct Entry {
     pub disable_x509_svid_prefetch: bool,
     /// Whether each JWT-SVID gets a `jti` of its own.
     pub jwt_svid_include_jti: bool,
+    /// Follows from all that is above; see [`Entry::content`].
+    pub content: Content,
 }
 
 impl Entry {

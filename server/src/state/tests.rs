@@ -58,6 +58,7 @@ fn entry(number: u8, shape: &Shape) -> Entry {
         created_at: at(7),
         disable_x509_svid_prefetch: shape.parent == 1,
         jwt_svid_include_jti: shape.parent == 2,
+        content: super::model::Content::default(),
     }
 }
 

@@ -28,6 +28,8 @@ const DECISIONS: &[(&str, &[&str])] = &[
     ("signet_server", &["registry", "entry"]),
     ("signet_server", &["state"]),
     ("transport", &["peer", "party"]),
+    ("signet_server", &["feed", "look"]),
+    ("signet_server", &["feed", "session"]),
     ("signet_agent", &["sync", "plan"]),
     ("signet_agent", &["cache", "issue"]),
 ];

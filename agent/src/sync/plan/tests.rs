@@ -22,13 +22,20 @@ fn offered(id: &str, revision: i64, created_at: i64, federates_with: &[&str]) ->
         hint: "".into(),
         disable_x509_svid_prefetch: false,
         jwt_svid_include_jti: false,
+        content: None,
     };
-    OfferedEntry { id: id.into(), version: Version { revision, created_at }, entry: Some(Arc::new(entry)) }
+    OfferedEntry {
+        id: id.into(),
+        version: Version { revision, created_at, content: None },
+        entry: Some(Arc::new(entry)),
+    }
 }
 
 fn versions(all: &[(&str, i64, i64)]) -> BTreeMap<EntryId, Version> {
     all.iter()
-        .map(|(id, revision, created_at)| ((*id).into(), Version { revision: *revision, created_at: *created_at }))
+        .map(|(id, revision, created_at)| {
+            ((*id).into(), Version { revision: *revision, created_at: *created_at, content: None })
+        })
         .collect()
 }
 
@@ -74,6 +81,28 @@ fn what_cannot_be_used_is_held_by_name_only() {
 }
 
 #[test]
+fn a_step_that_is_all_there_is_drops_the_rest() {
+    let content = |byte| Some([byte; 32]);
+    let pushed = |id: &str, byte| {
+        let offered = offered(id, 1, 5, &[]);
+        OfferedEntry { version: Version { content: content(byte), ..offered.version }, ..offered }
+    };
+    let bundle = |name: &str| OfferedBundle { trust_domain: trust_domain(name), digest: [1; 32], bundle: None };
+    let mut view = View::default();
+    let entries = vec![pushed("stays", 1), pushed("goes", 2)];
+    view.take(Step { entries, bundles: vec![bundle("a.org"), bundle("b.org")], ..Step::default() });
+    let step =
+        Step { entries: vec![pushed("stays", 3)], bundles: vec![bundle("b.org")], anew: true, ..Step::default() };
+    let update = view.take(step);
+    assert_eq!(update.removed_entries, ["goes".into()] as [EntryId; 1]);
+    assert_eq!(update.removed_bundles, [trust_domain("a.org")]);
+    let mut digest = ViewDigest::default();
+    digest.add_entry("stays", &[3; 32]);
+    digest.add_bundle("b.org", &[1; 32]);
+    assert_eq!(view.digest(), digest.finish());
+}
+
+#[test]
 fn an_unchanged_bundle_is_not_handed_on() {
     let bundle = OfferedBundle {
         trust_domain: trust_domain("b.org"),
@@ -89,7 +118,7 @@ fn an_unchanged_bundle_is_not_handed_on() {
 prop_compose! {
     fn side()(all in proptest::collection::btree_map(0u8..20, (0i64..3, 1i64..3), 0..20)) -> BTreeMap<EntryId, Version> {
         all.into_iter()
-            .map(|(id, (revision, created_at))| (format!("{id:02}").into(), Version { revision, created_at }))
+            .map(|(id, (revision, created_at))| (format!("{id:02}").into(), Version { revision, created_at, content: None }))
             .collect()
     }
 }

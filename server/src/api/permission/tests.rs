@@ -46,6 +46,7 @@ fn entry(state: &State, path: &str, change: impl FnOnce(&mut Entry)) -> Change {
         created_at: now(),
         disable_x509_svid_prefetch: false,
         jwt_svid_include_jti: false,
+        content: crate::state::model::Content::default(),
     };
     change(&mut entry);
     Change::PutEntry(Arc::new(entry))
@@ -177,7 +178,7 @@ method                                                  alcfexdw1239bCEAg
 /grpc.health.v1.Health/Check                            -Y-----------DDDD
 /grpc.health.v1.Health/List                             -Y-----------DDDD
 /grpc.health.v1.Health/Watch                            -Y-----------DDDD
-/signet.sync.v1.Sync/Subscribe                          --nnnnnnYPsebDDDD
+/signet.sync.v2.Sync/Subscribe                          --nnnnnnYPsebDDDD
 /spire.api.server.agent.v1.Agent/AttestAgent            YYYYYYYYYYYYYYYYY
 /spire.api.server.agent.v1.Agent/BanAgent               -YYYY--------DDDD
 /spire.api.server.agent.v1.Agent/CountAgents            -YYYY--------DDDD
@@ -249,7 +250,7 @@ fn the_table_is_in_order_and_finds_its_methods() {
 fn every_method_of_a_registered_service_is_in_the_table_and_nothing_else_is() {
     let registered = [
         "grpc.health.v1.Health",
-        "signet.sync.v1.Sync",
+        "signet.sync.v2.Sync",
         "spire.api.server.agent.v1.Agent",
         "spire.api.server.bundle.v1.Bundle",
         "spire.api.server.debug.v1.Debug",

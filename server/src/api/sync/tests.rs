@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use runtime::entropy::Entropy;
 use runtime::shutdown::{Shutdown, Trigger};
+use runtime::steady::Steady;
 use spiffe::bundle::X509Authority;
 use spiffe::selector::{Selector, SelectorSet};
 use spiffe::x509::Serial;
@@ -27,7 +28,7 @@ use crate::audit::Audit;
 use crate::limits::Limits;
 use crate::state::model::{self, Agent, Change, Part, Scope, Standing};
 
-const PATH: &str = "/signet.sync.v1.Sync/Subscribe";
+const PATH: &str = "/signet.sync.v2.Sync/Subscribe";
 
 fn domain() -> TrustDomain {
     TrustDomain::parse("example.org").unwrap()
@@ -57,6 +58,7 @@ fn entry(number: u64, revision: i64) -> Change {
         created_at: SystemTime::UNIX_EPOCH + Duration::from_secs(1_600_000_000),
         disable_x509_svid_prefetch: false,
         jwt_svid_include_jti: false,
+        content: model::Content::default(),
     }))
 }
 
@@ -106,7 +108,7 @@ impl Server {
             audit: Audit::new(false),
             meters: Meters::new(),
         };
-        let feed = Feed::new(history.replica());
+        let feed = Feed::new(history.replica(), history.clock(), Steady::new(history.clock()));
         let (trigger, shutdown) = Shutdown::new();
         tokio::spawn(feed.clone().run(shutdown));
         Self { history, service: SyncService::new(Arc::new(core), feed), _trigger: trigger }
@@ -181,7 +183,7 @@ fn hello(digest: Digest, position: Option<proto::Position>) -> proto::Hello {
 }
 
 fn nothing() -> proto::Hello {
-    hello(Held::default().digest(), None)
+    hello([0; 32], None)
 }
 
 #[tokio::test(start_paused = true)]
@@ -192,7 +194,8 @@ async fn a_fresh_agent_gets_everything_then_what_is_new_then_resumes() {
     assert_eq!((part.step, part.last), (1, true));
     assert_eq!(part.bundles.len(), 1);
     assert_eq!(part.entries.len(), 1);
-    let sent = &part.entries[0];
+    let sent = part.entries[0].entry.as_ref().unwrap();
+    assert_eq!(part.entries[0].content.len(), 32);
     assert_eq!((sent.id.as_str(), sent.hint.as_str(), sent.created_at), ("entry-1", "hint", 1_600_000_000));
     assert_eq!((sent.parent_id.as_ref(), sent.x509_svid_ttl, sent.dns_names.len()), (None, 0, 0), "not for agents");
     stream.acknowledge(1).await;
@@ -214,7 +217,7 @@ async fn a_fresh_agent_gets_everything_then_what_is_new_then_resumes() {
     assert!(matches!(stream.next().await.unwrap(), Answer::Resume(_)));
     server.history.commit(Part::new(vec![entry(2, 1)])).await;
     let part = stream.part().await;
-    assert_eq!((part.step, part.entries[0].revision_number), (1, 1));
+    assert_eq!((part.step, part.entries[0].entry.as_ref().unwrap().revision_number), (1, 1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -223,10 +226,13 @@ async fn an_agent_that_holds_something_else_is_compared() {
     let ours = position(server.history.replica().latest().position());
     let mut stream = server.connect(hello([9; 32], Some(ours))).await.unwrap();
     assert!(matches!(stream.next().await.unwrap(), Answer::Compare(_)));
-    let version = |id: &str, revision| proto::EntryVersion { id: id.to_owned(), revision, created_at: 1_600_000_000 };
-    stream.say(Said::Held(proto::Held { entries: vec![version("entry-1", 0)], bundles: vec![], more: true })).await;
-    let bundle = proto::BundleVersion { trust_domain: "gone.org".to_owned(), digest: vec![1; 32].into() };
-    stream.say(Said::Held(proto::Held { entries: vec![version("old", 3)], bundles: vec![bundle], more: false })).await;
+    let content = *server.history.replica().latest().entry("entry-1").unwrap().content();
+    let held = |id: &str, content: Digest| proto::HeldEntry { id: id.to_owned(), content: content.to_vec().into() };
+    stream.say(Said::Held(proto::Held { entries: vec![held("entry-1", content)], bundles: vec![], more: true })).await;
+    let bundle = proto::HeldBundle { trust_domain: "gone.org".to_owned(), content: vec![1; 32].into() };
+    stream
+        .say(Said::Held(proto::Held { entries: vec![held("old", [3; 32])], bundles: vec![bundle], more: false }))
+        .await;
     let part = stream.part().await;
     assert!(part.entries.is_empty(), "entry-1 is held already");
     assert_eq!(part.removed_entries, ["old"]);
@@ -263,14 +269,14 @@ async fn an_eviction_ends_the_stream_as_not_attested() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_behind_its_agent_says_so_after_two_seconds() {
+async fn an_agent_that_is_ahead_of_the_only_server_is_compared_at_once() {
     let server = Server::start().await;
     let mut ahead = position(server.history.replica().latest().position());
     ahead.revision += 5;
     let before = Instant::now();
-    let status = server.connect(hello([9; 32], Some(ahead))).await.err().unwrap();
-    assert_eq!((status.code(), status.message()), (Code::Unavailable, "server is behind the agent"));
-    assert_eq!(Instant::now() - before, CATCH_UP_WITHIN);
+    let mut stream = server.connect(hello([9; 32], Some(ahead))).await.unwrap();
+    assert!(matches!(stream.next().await.unwrap(), Answer::Compare(_)));
+    assert_eq!(Instant::now(), before);
 }
 
 #[tokio::test(start_paused = true)]
@@ -296,18 +302,65 @@ async fn messages_out_of_turn_are_refused() {
 
 #[test]
 fn a_large_step_is_cut_into_messages_below_a_mebibyte() {
-    use crate::feed::view::Delta;
+    use crate::feed::session::Delta;
     let Change::PutEntry(one) = entry(1, 0) else { panic!("an entry") };
     let many: Vec<_> = (0..20_000)
         .map(|number| Arc::new(model::Entry { id: format!("entry-{number:030}").into(), ..model::Entry::clone(&one) }))
         .collect();
-    let delta = Delta { entries: many, ..Delta::default() };
+    let removed = (0..20_000).map(|number| format!("gone-{number:030}").into()).collect();
+    let delta = Delta { entries: many, removed_entries: removed, ..Delta::default() };
     let at = Position::start(crate::history::HistoryId([1; 16]));
-    let parts = parts(Step { number: 3, delta, digest: [5; 32] }, &at, |_| types::Bundle::default());
+    let step = Step { number: 3, anew: true, delta, digest: [5; 32] };
+    let parts: Vec<proto::Part> = Parts::of(&step, &at, &SentBundles::default()).collect();
     assert!(parts.len() > 2);
     assert!(parts.iter().all(|part| part.encoded_len() < 1024 * 1024 && part.step == 3));
     assert_eq!(parts.iter().map(|part| part.entries.len()).sum::<usize>(), 20_000);
+    assert_eq!(parts.iter().map(|part| part.removed_entries.len()).sum::<usize>(), 20_000);
     assert_eq!(parts.iter().filter(|part| part.last).count(), 1);
+    assert_eq!(
+        parts.iter().map(|part| part.anew).collect::<Vec<_>>(),
+        [[true].as_slice(), &vec![false; parts.len() - 1]].concat()
+    );
     let last = parts.last().unwrap();
     assert!(last.last && *last.digest == [5; 32]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_claims_to_hold_too_much_is_sent_everything_anew_and_one_that_goes_on_is_refused() {
+    let server = Server::start().await;
+    let page = |length: usize, more| {
+        let entry = |number: usize| proto::HeldEntry { id: format!("{number:0length$}"), content: vec![1; 32].into() };
+        Said::Held(proto::Held { entries: (0..1000).map(entry).collect(), bundles: vec![], more })
+    };
+    let mut stream = server.connect(hello([9; 32], None)).await.unwrap();
+    assert!(matches!(stream.next().await.unwrap(), Answer::Compare(_)));
+    // 37 MiB, as they would be kept here. The server reads only while its answers are read.
+    let says = stream.says.clone();
+    tokio::spawn(async move {
+        for number in 0..=100 {
+            says.send(proto::SubscribeRequest { message: Some(page(255, number < 100)) }).await.unwrap();
+        }
+    });
+    let part = stream.part().await;
+    assert_eq!((part.anew, part.entries.len(), part.removed_entries.len()), (true, 1, 0));
+    stream.acknowledge(1).await;
+
+    let mut stream = server.connect(hello([9; 32], None)).await.unwrap();
+    assert!(matches!(stream.next().await.unwrap(), Answer::Compare(_)));
+    let says = stream.says.clone();
+    let saying = tokio::spawn(async move {
+        // 150 MiB, if the server reads on.
+        for _ in 0..400 {
+            let _ = says.send(proto::SubscribeRequest { message: Some(page(255, true)) }).await;
+        }
+    });
+    let status = stream.status().await;
+    saying.abort();
+    assert_eq!((status.code(), status.message()), (Code::InvalidArgument, "agent says that it holds too much"));
+
+    let mut stream = server.connect(hello([9; 32], None)).await.unwrap();
+    assert!(matches!(stream.next().await.unwrap(), Answer::Compare(_)));
+    stream.say(page(256, false)).await;
+    let status = stream.status().await;
+    assert_eq!(status.code(), Code::InvalidArgument);
 }

@@ -151,7 +151,14 @@ impl Server {
             bundle: BundleService::new(Arc::clone(&core)),
             entry: EntryService::new(Arc::clone(&core)),
             svid: SvidService::new(Arc::clone(&core), authority, 2),
-            sync: SyncService::new(Arc::clone(&core), crate::feed::Feed::new(history.replica())),
+            sync: SyncService::new(
+                Arc::clone(&core),
+                crate::feed::Feed::new(
+                    history.replica(),
+                    history.clock(),
+                    runtime::steady::Steady::new(history.clock()),
+                ),
+            ),
             debug: DebugService::new(Arc::clone(&core), own),
             logger: LoggerService::new(Arc::clone(&core), LogLevel::new(Level::Info)),
             health: HealthService::new(Arc::clone(&core)),

@@ -51,6 +51,7 @@ fn entry(ordinal: u64, ends: u64) -> Change {
         created_at: at(1),
         disable_x509_svid_prefetch: false,
         jwt_svid_include_jti: false,
+        content: crate::state::model::Content::default(),
     }))
 }
 

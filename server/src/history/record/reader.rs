@@ -176,6 +176,7 @@ impl Reader {
             created_at: messages::time(message.created_at.as_ref())?,
             disable_x509_svid_prefetch: message.disable_x509_svid_prefetch,
             jwt_svid_include_jti: message.jwt_svid_include_jti,
+            content: crate::state::model::Content::default(),
         })
     }
 

@@ -47,6 +47,7 @@ fn entry(name: &str, ordinal: u64, parent: &str, spiffe_id: &str, selectors: &[u
         created_at: at(0),
         disable_x509_svid_prefetch: false,
         jwt_svid_include_jti: false,
+        content: crate::state::model::Content::default(),
     }
 }
 

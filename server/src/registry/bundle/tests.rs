@@ -97,6 +97,7 @@ fn federating(state: &mut State, count: u64) {
             created_at: SystemTime::UNIX_EPOCH,
             disable_x509_svid_prefetch: false,
             jwt_svid_include_jti: false,
+            content: crate::state::model::Content::default(),
         };
         state.apply(&Part::new(vec![Change::PutEntry(Arc::new(entry))])).unwrap();
     }

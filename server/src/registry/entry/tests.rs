@@ -73,6 +73,7 @@ fn a_new_entry_has_the_defaults() {
             created_at: at(1000),
             disable_x509_svid_prefetch: false,
             jwt_svid_include_jti: false,
+            content: crate::state::model::Content::default(),
         }
     );
     assert_eq!(state.entry("one"), Some(&entry));

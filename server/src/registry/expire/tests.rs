@@ -43,6 +43,7 @@ fn entry(number: u64, parent: &SpiffeId, ends: Option<u64>, selectors: SelectorS
         created_at: at(0),
         disable_x509_svid_prefetch: false,
         jwt_svid_include_jti: false,
+        content: crate::state::model::Content::default(),
     }))
 }
 

@@ -46,6 +46,7 @@ fn entry(ordinal: u64) -> Entry {
         created_at: at(0),
         disable_x509_svid_prefetch: false,
         jwt_svid_include_jti: false,
+        content: crate::state::model::Content::default(),
     }
 }
 
