@@ -212,7 +212,7 @@ struct Case {
 fn corpus() -> Result<Vec<Case>> {
     let mut cases = Vec::new();
     let mut add = |name: String, chain: &[&Bytes], roots: &[&Bytes]| {
-        let owned = |certificates: &[&Bytes]| certificates.iter().map(|der| Bytes::clone(der)).collect();
+        let owned = |certificates: &[&Bytes]| certificates.iter().copied().cloned().collect();
         cases.push(Case { name, chain: owned(chain), roots: owned(roots) });
     };
     for (root_name, root_edit) in AUTHORITIES {

@@ -82,6 +82,7 @@ struct Inner {
     active: ArcSwapOption<Issuer>,
     /// Which authorities the snapshot in `active` was built for; the lock makes snapshots follow each other in order.
     built_for: Mutex<Vec<Arc<str>>>,
+    unrecorded: Mutex<tidy::Unrecorded>,
     own: OwnSvid,
 }
 
@@ -210,6 +211,7 @@ impl Authority {
             nudge: Nudge::new(),
             active: ArcSwapOption::empty(),
             built_for: Mutex::new(Vec::new()),
+            unrecorded: Mutex::default(),
             own: OwnSvid::new(parts.own_certificate),
         };
         Ok(Self { inner: Arc::new(inner) })

@@ -1,7 +1,7 @@
 //! Carries out what [`schedule`] asks for, one step at a time.
 //!
 //! Order of a preparation: the key first, durably; then journal line and bundle in one part. So a published authority
-//! always has its key, and a key without a journal line is an orphan that the next start collects. Whoever loses a
+//! always has its key, and a key without a journal line is an orphan that goes one authority lifetime later. Whoever loses a
 //! race removes the key that it made. Nothing in memory changes before the commit.
 
 use std::collections::BTreeSet;
@@ -93,7 +93,7 @@ impl Authority {
         Ok(slot)
     }
 
-    /// Finds the authorities of the last run again, collects orphaned keys, and returns when everything can be signed
+    /// Finds the authorities of the last run again and returns when everything can be signed
     /// and the server has its own SVID.
     ///
     /// # Errors
@@ -181,7 +181,14 @@ impl Authority {
             if let Some(at) = at {
                 wait(at);
             }
-            return Ok(Progress::Idle(next));
+            let Some(left) = self.unrecorded_for() else { return Ok(Progress::Idle(next)) };
+            let left = left.max(self.inner.steady.left());
+            if !left.is_zero() {
+                wait(self.now() + left);
+                return Ok(Progress::Idle(next));
+            }
+            self.remove_unrecorded().await?;
+            return Ok(Progress::Stepped);
         }
         self.prune().await?;
         Ok(Progress::Stepped)
@@ -270,7 +277,7 @@ impl Authority {
         })
     }
 
-    /// Removes a key that is in no journal. A failure is no harm: the next start collects it.
+    /// Removes a key that is in no journal. A failure is no harm: the next start finds it in no record.
     async fn discard(&self, key_id: &str) {
         if let Err(error) = self.inner.keys.delete(key_id).await {
             tracing::warn!(error = runtime::telemetry::chain(&error), "Unused signing key could not be removed");

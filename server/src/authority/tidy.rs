@@ -1,6 +1,7 @@
 //! Bringing keys, journal and bundle together: what is lost, what is orphaned, what ended long ago.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use super::journal::{self, prunable, published};
 use super::keys::is_ours;
@@ -10,6 +11,22 @@ use super::{Authority, AuthorityError, Refusal};
 use crate::history::Urgency;
 use crate::state::State;
 use crate::state::model::{AuthorityKind, Part, SlotStatus};
+
+/// Keys of ours that no journal line names. A crash between a key and its line leaves one behind; a restored backup, of
+/// which keys are no part, leaves those of the branch that is lost, and they may be all that somebody still has of it.
+#[derive(Debug, Default)]
+pub(super) struct Unrecorded {
+    ids: Vec<String>,
+    /// When they were found, by the boot clock.
+    since: Duration,
+}
+
+impl Unrecorded {
+    /// How long they stay: nothing that any of them signed outlives one authority lifetime.
+    fn left(&self, lifetime: Duration, boot: Duration) -> Option<Duration> {
+        (!self.ids.is_empty()).then(|| (self.since + lifetime).saturating_sub(boot))
+    }
+}
 
 impl Authority {
     /// Marks authorities as lost: their keys are gone, their roots stay published until they end.
@@ -28,14 +45,14 @@ impl Authority {
         Ok(())
     }
 
-    /// Brings keys and journal together after a start: authorities without key or publication are lost, keys of ours
-    /// without authority are removed. Others stay: whoever goes back to SPIRE needs SPIRE's.
+    /// Brings keys and journal together after a start: authorities without key or publication are lost. No key is removed:
+    /// those of ours that no journal line names stay for one authority lifetime, and SPIRE's for whoever goes back to it.
     pub(super) async fn compare_keys_with_journal(&self) -> Result<(), AuthorityError> {
         let inner = &self.inner;
         let state = inner.replica.current().await.map_err(AuthorityError::State)?;
         let keys = inner.keys.public().await.map_err(AuthorityError::Keys)?.keys;
         let bundle = state.bundle(state.trust_domain());
-        let (mut lost, mut needed) = (Vec::new(), Vec::new());
+        let (mut lost, mut needed, mut unrecorded) = (Vec::new(), Vec::new(), Vec::new());
         for kind in [AuthorityKind::X509, AuthorityKind::Jwt] {
             for slot in self.slots(&state, kind) {
                 if !matches!(slot.status, SlotStatus::Prepared | SlotStatus::Active) {
@@ -60,9 +77,35 @@ impl Authority {
                 tracing::warn!(key_id = %id, "A signing key that this server did not make is left where it is, unused");
                 continue;
             }
-            tracing::info!(key_id = %id, "Removing a signing key that no authority uses");
+            tracing::warn!(
+                key_id = %id,
+                "A signing key of this server is in no record of its data store: it is left where it is for one ca_ttl, \
+                 unused. Was the data store restored from a backup?"
+            );
+            unrecorded.push(id.clone());
+        }
+        *inner.unrecorded.lock().unwrap_or_else(PoisonError::into_inner) =
+            Unrecorded { ids: unrecorded, since: inner.clock.boot() };
+        Ok(())
+    }
+
+    /// How long the keys that were found in no record have to stay yet; none if there are none.
+    pub(super) fn unrecorded_for(&self) -> Option<Duration> {
+        let inner = &self.inner;
+        let unrecorded = inner.unrecorded.lock().unwrap_or_else(PoisonError::into_inner);
+        unrecorded.left(inner.policy.ca_ttl, inner.clock.boot())
+    }
+
+    /// Removes the keys that were found in no record, but those that have got one since.
+    pub(super) async fn remove_unrecorded(&self) -> Result<(), AuthorityError> {
+        let inner = &self.inner;
+        let ids = inner.unrecorded.lock().unwrap_or_else(PoisonError::into_inner).ids.clone();
+        let state = inner.replica.current().await.map_err(AuthorityError::State)?;
+        for id in ids.iter().filter(|id| !state.all_slots().any(|slot| *slot.key_id == ***id)) {
+            tracing::info!(key_id = %id, "Removing a signing key that is in no record and can have signed nothing valid");
             inner.keys.delete(id).await.map_err(AuthorityError::Keys)?;
         }
+        inner.unrecorded.lock().unwrap_or_else(PoisonError::into_inner).ids.clear();
         Ok(())
     }
 
