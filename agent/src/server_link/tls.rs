@@ -154,6 +154,7 @@ mod tests {
 
     use runtime::clock::Clock;
     use runtime::shutdown::{Shutdown, Trigger};
+    use runtime::telemetry::Limiter;
     use spiffe::bundle::{Bundle, Bundles};
     use spiffe::x509::{KeyType, PrivateKey};
     use tokio::net::TcpListener;
@@ -211,7 +212,15 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         let (trigger, shutdown) = Shutdown::new();
         let routes = transport::serve::Routes::default();
-        tokio::spawn(tcp(listener, tls, routes, TcpLimits::default(), Clock::system(), shutdown));
+        tokio::spawn(tcp(
+            listener,
+            tls,
+            routes,
+            TcpLimits::default(),
+            Limiter::new(Clock::system()),
+            Clock::system(),
+            shutdown,
+        ));
         (port, trigger)
     }
 

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -12,16 +12,17 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::sync::Notify;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tonic::Status;
 use tower::Service as _;
 
 use super::crowd::Seat;
 use super::ending::{Ended, Ending, Reason};
+use super::intake::Intake;
 use super::routes::Routes;
 use crate::peer::Peer;
 
-/// Calls of one connection that its client gave up, in [`GIVEN_UP_WINDOW`], before the connection is ended: each of
+/// Calls of one connection that its client gave up before it got a message, in [`GIVEN_UP_WINDOW`], before the connection is ended: each of
 /// them cost us work, and none of them the client.
 const GIVEN_UP_LIMIT: u32 = 200;
 const GIVEN_UP_WINDOW: Duration = Duration::from_secs(10);
@@ -33,8 +34,8 @@ pub(super) struct Line {
     pub(super) ending: Ending,
     pub(super) routes: Routes,
     pub(super) seat: Box<dyn Seat>,
-    /// A first request came.
-    called: AtomicBool,
+    /// Requests that came so far.
+    calls: AtomicUsize,
     first: Notify,
     open: AtomicUsize,
     idle: Notify,
@@ -48,7 +49,7 @@ impl Line {
             ending,
             routes,
             seat,
-            called: AtomicBool::new(false),
+            calls: AtomicUsize::new(0),
             first: Notify::new(),
             open: AtomicUsize::new(0),
             idle: Notify::new(),
@@ -59,8 +60,20 @@ impl Line {
     /// Waits for the first request.
     pub(super) async fn called(&self) {
         let first = self.first.notified();
-        if !self.called.load(Ordering::Acquire) {
+        if self.calls.load(Ordering::Acquire) == 0 {
             first.await;
+        }
+    }
+
+    /// Waits until there has been no call for `long`, or up to a sixth more.
+    pub(super) async fn quiet(&self, long: Duration) {
+        const LOOKS: u32 = 6;
+        let (mut seen, mut quiet) = (self.calls.load(Ordering::Acquire), 0);
+        while quiet < LOOKS {
+            sleep(long / LOOKS).await;
+            let calls = self.calls.load(Ordering::Acquire);
+            let silent = calls == seen && self.open.load(Ordering::Acquire) == 0;
+            (seen, quiet) = (calls, if silent { quiet + 1 } else { 0 });
         }
     }
 
@@ -110,7 +123,7 @@ struct Taken {
 
 impl Share {
     /// Memory that weighs as much as a call that holds next to nothing.
-    const UNIT: usize = 2048;
+    pub(super) const UNIT: usize = 2048;
 
     fn new(line: &Arc<Line>) -> Self {
         line.seat.take(1);
@@ -148,7 +161,8 @@ impl Share {
     }
 }
 
-/// An open call; counts as given up if it is dropped before its end.
+/// An open call; counts as given up if it is dropped before its end and before it delivered a message. Clients that fetch
+/// once and cancel the stream are the normal case of several libraries.
 struct Open {
     line: Arc<Line>,
     share: Share,
@@ -157,10 +171,10 @@ struct Open {
 
 impl Open {
     fn new(line: &Arc<Line>) -> Self {
-        if !line.called.swap(true, Ordering::AcqRel) {
+        line.open.fetch_add(1, Ordering::AcqRel);
+        if line.calls.fetch_add(1, Ordering::AcqRel) == 0 {
             line.first.notify_waiters();
         }
-        line.open.fetch_add(1, Ordering::AcqRel);
         Self { line: Arc::clone(line), share: Share::new(line), finished: false }
     }
 }
@@ -219,7 +233,8 @@ async fn answer(mut open: Open, mut request: Request<Incoming>) -> Response<Repl
     request.extensions_mut().insert(line.ending.clone());
     request.extensions_mut().insert(open.share.clone());
     let mut routes = line.routes.clone();
-    let request = request.map(tonic::body::Body::new);
+    let expected = routes.expected(request.uri().path());
+    let request = request.map(|body| tonic::body::Body::new(Intake::new(body, open.share.clone(), expected)));
     let answered = tokio::select! {
         biased;
         answered = routes.call(request) => answered,
@@ -245,7 +260,7 @@ fn too_late() -> Status {
 async fn given_time(timeout: Option<Duration>) -> Status {
     match timeout {
         Some(timeout) => {
-            tokio::time::sleep(timeout).await;
+            sleep(timeout).await;
             too_late()
         }
         None => std::future::pending().await,
@@ -336,7 +351,12 @@ impl Body for Reply {
         let this = &mut *self;
         let Some(inner) = &mut this.inner else { return Poll::Ready(None) };
         match Pin::new(inner).poll_frame(context) {
-            Poll::Ready(Some(Ok(frame))) if frame.is_data() => Poll::Ready(Some(Ok(frame))),
+            Poll::Ready(Some(Ok(frame))) if frame.is_data() => {
+                if let Some(open) = &mut this.open {
+                    open.finished = true;
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
             Poll::Ready(last) => {
                 this.finish();
                 Poll::Ready(last)

@@ -51,6 +51,31 @@ struct Inner<P: Party> {
     first: First,
     /// Connections without an entitled call that each group may have as long as there are heavier ones.
     allowance: usize,
+    /// Connections of each group that nobody told to go.
+    groups: HashMap<P::Group, usize>,
+    portion: Portion,
+}
+
+/// How many connections one group may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Portion {
+    /// All that there are, as long as there is enough for everybody.
+    All,
+    /// A quarter of what is free for it, and never less than this.
+    Quarter { least: usize },
+    /// So many.
+    Fixed(usize),
+}
+
+impl Portion {
+    /// The most for a group if so many connections are free or its own.
+    fn of(self, free: usize) -> usize {
+        match self {
+            Self::All => usize::MAX,
+            Self::Quarter { least } => least.max(free / 4),
+            Self::Fixed(most) => most,
+        }
+    }
 }
 
 /// The connections of one listener.
@@ -86,6 +111,16 @@ pub(super) struct Place<P: Party> {
 
 impl<P: Party> Crowd<P> {
     pub(super) fn new(most_connections: usize, most_streams: usize, first: First) -> Arc<Self> {
+        Self::with_portions(most_connections, most_streams, first, Portion::All)
+    }
+
+    /// A crowd in which a group that holds more than its portion gives, whether or not it runs short for others.
+    pub(super) fn with_portions(
+        most_connections: usize,
+        most_streams: usize,
+        first: First,
+        portion: Portion,
+    ) -> Arc<Self> {
         Arc::new(Self {
             inner: Mutex::new(Inner {
                 next: 0,
@@ -95,6 +130,8 @@ impl<P: Party> Crowd<P> {
                 streams: 0,
                 first,
                 allowance: (most_connections / 8).clamp(1, 16),
+                groups: HashMap::new(),
+                portion,
             }),
             most_connections: most_connections.max(1),
             most_streams: most_streams.max(1),
@@ -113,8 +150,12 @@ impl<P: Party> Crowd<P> {
         let number = inner.next;
         inner.next += 1;
         inner.connections += 1;
+        let group = party.group();
+        let of_group = inner.groups.entry(group.clone()).or_default();
+        *of_group += 1;
+        let of_group = *of_group;
         let held = inner.parties.entry(party.clone()).or_insert_with(|| Held {
-            group: party.group(),
+            group: group.clone(),
             members: BTreeMap::new(),
             streams: 0,
             plain: 0,
@@ -123,6 +164,8 @@ impl<P: Party> Crowd<P> {
         held.plain += 1;
         if inner.connections > self.most_connections {
             inner.shed(Short::Connections, self.most_leaving);
+        } else if of_group > inner.portion.of((self.most_connections + of_group).saturating_sub(inner.connections)) {
+            inner.shed_of(&group, false, Short::Connections, self.most_leaving);
         }
         drop(inner);
         // Counts as leaving until the place is dropped, which is now if there is no time for a farewell.
@@ -174,11 +217,16 @@ impl<P: Party> Inner<P> {
         };
         let heaviest = plainest.or_else(|| groups.iter().max_by_key(|(_, (_, weight, turn))| (*weight, *turn)));
         let Some(heaviest) = heaviest.map(|(group, _)| (*group).clone()) else { return };
-        let of_plain = plainest.is_some();
+        self.shed_of(&heaviest, plainest.is_some(), short, most);
+    }
+
+    /// Tells one connection of the heaviest party in `group` to go.
+    fn shed_of(&mut self, group: &P::Group, of_plain: bool, short: Short, most: usize) {
+        let first = self.first;
         let Some(held) = self
             .parties
             .values_mut()
-            .filter(|held| held.group == heaviest)
+            .filter(|held| held.group == *group)
             .max_by_key(|held| (if of_plain { held.plain } else { held.weight(short) }, held.turn(first)))
         else {
             return;
@@ -197,8 +245,21 @@ impl<P: Party> Inner<P> {
             held.plain = held.plain.saturating_sub(usize::from(member.entitled == 0));
             self.streams = self.streams.saturating_sub(member.streams);
             self.connections = self.connections.saturating_sub(1);
+            self.leave(group);
             member.ending.end(if self.leaving < most { Reason::Overload } else { Reason::Dropped });
             self.leaving += 1;
+        }
+    }
+}
+
+impl<P: Party> Inner<P> {
+    /// One connection less of this group.
+    fn leave(&mut self, group: &P::Group) {
+        if let Some(count) = self.groups.get_mut(group) {
+            *count -= 1;
+            if *count == 0 {
+                self.groups.remove(group);
+            }
         }
     }
 }
@@ -272,10 +333,12 @@ impl<P: Party> Drop for Place<P> {
                 held.plain = held.plain.saturating_sub(usize::from(member.entitled == 0));
                 inner.streams = inner.streams.saturating_sub(member.streams);
                 inner.connections = inner.connections.saturating_sub(1);
+                let group = held.group.clone();
+                inner.leave(&group);
             }
             None => inner.leaving = inner.leaving.saturating_sub(1),
         }
-        if held.members.is_empty() {
+        if inner.parties.get(&self.party).is_some_and(|held| held.members.is_empty()) {
             inner.parties.remove(&self.party);
         }
     }
@@ -356,6 +419,29 @@ mod tests {
         let late = enter(&crowd, "e", 1);
         assert_eq!(strangers.iter().map(gone).collect::<Vec<_>>(), [true, true, false, false]);
         assert!(!gone(&of_the_heaviest) && !gone(&late));
+    }
+
+    #[test]
+    fn a_group_holds_a_quarter_of_what_is_free_and_never_less_than_the_least() {
+        let crowd = Crowd::with_portions(800, 100, First::Newest, Portion::Quarter { least: 40 });
+        let gone = |held: &[(Ending, Place<Process>)]| held.iter().filter(|held| held.0.reason().is_some()).count();
+        // Nobody else is there: 200 of 800. The heaviest process of the group gives, not the one that came last.
+        let loud: Vec<_> = (0..225).map(|_| enter(&crowd, "loud", 1)).collect();
+        assert_eq!(gone(&loud), 25);
+        let neighbour = enter(&crowd, "loud", 2);
+        assert_eq!((gone(&loud), neighbour.0.reason()), (26, None));
+        drop(loud);
+        let many: Vec<_> = (0..150).map(|_| enter(&crowd, "a", 1)).collect();
+        let more: Vec<_> = (0..150).map(|_| enter(&crowd, "b", 1)).collect();
+        assert_eq!((gone(&many), gone(&more)), (0, 0));
+        // Others hold 301, so 499 are free for it.
+        let third: Vec<_> = (0..150).map(|_| enter(&crowd, "c", 1)).collect();
+        assert_eq!(gone(&third), 150 - 124);
+        drop((neighbour, many, more, third));
+        let inner = crowd.inner();
+        assert_eq!((inner.connections, inner.leaving, inner.parties.len(), inner.groups.len()), (0, 0, 0, 0));
+        assert_eq!(Portion::Quarter { least: 64 }.of(100), 64);
+        assert_eq!((Portion::Fixed(1_000).of(100), Portion::All.of(0)), (1_000, usize::MAX));
     }
 
     #[test]

@@ -10,15 +10,17 @@ mod crowd;
 mod ending;
 mod expiry;
 mod gather;
+mod intake;
 mod routes;
 mod tcp;
 mod unix;
 
 pub use call::Share;
 pub use ending::{Ending, Reason};
+pub use intake::Expected;
 pub use routes::{Answer, Routes};
 pub(crate) use tcp::tune;
-pub use tcp::{TcpLimits, tcp};
+pub use tcp::{AnonymousLimits, TcpLimits, network_name, tcp};
 pub use unix::{UnixLimits, unix};
 
 use std::io;

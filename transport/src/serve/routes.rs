@@ -12,6 +12,8 @@ use tonic::body::Body;
 use tonic::server::NamedService;
 use tower::Service;
 
+use super::intake::Expected;
+
 /// A response that is on its way.
 pub type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
@@ -41,6 +43,7 @@ where
 #[derive(Clone, Default)]
 pub struct Routes {
     services: Arc<Vec<(&'static str, Arc<dyn Serve>)>>,
+    expected: &'static [Expected],
 }
 
 impl std::fmt::Debug for Routes {
@@ -66,6 +69,16 @@ impl Routes {
         services.retain(|(name, _)| *name != S::NAME);
         services.push((S::NAME, Arc::new(service)));
         self
+    }
+
+    /// What requests of these methods bring, few of all that there are: those that strangers may call.
+    #[must_use]
+    pub fn expecting(self, expected: &'static [Expected]) -> Self {
+        Self { expected, ..self }
+    }
+
+    pub(super) fn expected(&self, path: &str) -> Option<&'static Expected> {
+        self.expected.iter().find(|expected| expected.path == path)
     }
 
     fn find(&self, path: &str) -> Option<&Arc<dyn Serve>> {

@@ -1,6 +1,6 @@
 //! TCP with TLS: connections come from anywhere, and cost most before anybody is known.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,14 +9,15 @@ use hyper_util::rt::TokioExecutor;
 use nix::sys::socket::{setsockopt, sockopt};
 use runtime::clock::Clock;
 use runtime::shutdown::{Shutdown, Tasks};
+use runtime::telemetry::Limiter;
 use spiffe::id::SpiffeId;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
-use super::call::Line;
+use super::call::{Line, Share};
 use super::connection;
-use super::crowd::{Crowd, First, Party, Place};
+use super::crowd::{Crowd, First, Party, Place, Portion};
 use super::ending::{Ending, Reason};
 use super::expiry::Expiries;
 use super::routes::Routes;
@@ -42,22 +43,60 @@ pub struct TcpLimits {
     /// once no call is open, because a stream that pushes changes is worth more than an even spread, and the
     /// certificate bounds its life; anonymous peers get half a minute to finish.
     pub max_connection_age: Option<Duration>,
-    /// How many connections may be open; beyond it, the newest of the peer with most of them go.
+    /// How many connections of peers with a certificate may be open; beyond it, the newest of the peer with most of them
+    /// go.
     pub connections: usize,
+    /// How many calls one connection of a peer with a certificate may have open.
+    pub streams_per_connection: u32,
+    /// What peers without a certificate get.
+    pub anonymous: AnonymousLimits,
+}
+
+/// What a TCP listener grants to all peers without a certificate together: whoever can reach it is one of them.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct AnonymousLimits {
+    /// How many connections may be open; beyond it, the newest of the network with most of them go.
+    pub connections: usize,
+    /// How many connections one network (of IPv4 a /24, of IPv6 a /64) may hold; beyond it, the newest of its heaviest
+    /// address go. If nothing is set, a quarter of what other networks leave free, and at least 64.
+    pub connections_per_network: Option<usize>,
+    /// How many bytes of unanswered requests may be held; beyond it, connections of the network with most of them go.
+    pub request_bytes: usize,
     /// How many calls one connection may have open.
     pub streams_per_connection: u32,
+    /// How many bytes of a call the peer may send before anybody reads them.
+    pub window: u32,
+    /// A connection without an open call is closed after this time, or up to a sixth more.
+    pub idle_timeout: Duration,
+}
+
+impl Default for AnonymousLimits {
+    fn default() -> Self {
+        Self {
+            connections: (descriptors() / 4).clamp(64, 8 * 1024),
+            connections_per_network: None,
+            request_bytes: 32 * 1024 * 1024,
+            streams_per_connection: 8,
+            window: 4 * 1024,
+            idle_timeout: Duration::from_secs(30),
+        }
+    }
 }
 
 impl Default for TcpLimits {
     fn default() -> Self {
+        let anonymous = AnonymousLimits::default();
+        let spare = descriptors().saturating_sub(1024).max(descriptors() / 2);
         Self {
             handshake_timeout: Duration::from_secs(10),
             first_request_timeout: Duration::from_secs(10),
             handshakes_per_address: 256,
             handshakes: 1024,
             max_connection_age: Some(Duration::from_secs(180)),
-            connections: descriptors().saturating_sub(1024).max(descriptors() / 2).min(128 * 1024),
+            connections: spare.saturating_sub(anonymous.connections).min(128 * 1024),
             streams_per_connection: 256,
+            anonymous,
         }
     }
 }
@@ -83,8 +122,20 @@ enum Origin {
 impl Party for Origin {
     type Group = Self;
 
+    /// Who has one address of a small IPv4 network often has them all.
     fn group(&self) -> Self {
-        self.clone()
+        match self {
+            Self::Network(IpAddr::V4(v4)) => Self::Network(IpAddr::V4(*v4 & Ipv4Addr::new(255, 255, 255, 0))),
+            other => other.clone(),
+        }
+    }
+}
+
+/// The network that answers for `address`, as logs name it.
+pub fn network_name(address: IpAddr) -> String {
+    match network(address) {
+        IpAddr::V4(v4) => format!("{}/24", v4 & Ipv4Addr::new(255, 255, 255, 0)),
+        IpAddr::V6(v6) => format!("{v6}/64"),
     }
 }
 
@@ -95,18 +146,25 @@ struct Listener {
     limits: TcpLimits,
     http2: Builder<TokioExecutor>,
     expiries: Arc<Expiries>,
+    anonymous_http2: Builder<TokioExecutor>,
+    limiter: Limiter,
     /// Connections before their first request.
     strangers: Arc<Crowd<Origin>>,
-    crowd: Arc<Crowd<Origin>>,
+    /// Connections of peers without a certificate.
+    anonymous: Arc<Crowd<Origin>>,
+    /// Connections of peers with one.
+    known: Arc<Crowd<Origin>>,
 }
 
 /// Serves `routes` over TLS until a shutdown is requested and every connection has ended. A peer's connection ends
-/// when `clock` shows that the certificate it proved itself with has expired.
+/// when `clock` shows that the certificate it proved itself with has expired. What strangers can cause in the log asks
+/// `limiter` first.
 pub async fn tcp(
     listener: TcpListener,
     tls: Arc<rustls::ServerConfig>,
     routes: Routes,
     limits: TcpLimits,
+    limiter: Limiter,
     clock: Clock,
     shutdown: Shutdown,
 ) {
@@ -117,8 +175,11 @@ pub async fn tcp(
         routes,
         http2: connection::http2(limits.streams_per_connection, 1024 * 1024),
         expiries: Arc::default(),
+        anonymous_http2: connection::http2(limits.anonymous.streams_per_connection, limits.anonymous.window),
         strangers: Crowd::new(limits.handshakes, usize::MAX, First::Oldest),
-        crowd: Crowd::new(limits.connections, usize::MAX, First::Newest),
+        anonymous: anonymous(&limits.anonymous),
+        known: Crowd::new(limits.connections, usize::MAX, First::Newest),
+        limiter,
         limits,
     });
     let accepting = async {
@@ -127,9 +188,13 @@ pub async fn tcp(
                 Ok((stream, address)) => served.accept(&tasks, stream, address),
                 Err(error) if concerns_one_connection(&error) => {}
                 Err(error) => {
-                    tracing::warn!(%error, "Cannot accept a connection; the heaviest peer has to give");
+                    let kind = "Cannot accept a connection; the heaviest peer has to give";
+                    if served.limiter.allow(kind, "network listener") {
+                        tracing::warn!(%error, "{kind}");
+                    }
                     served.strangers.shed();
-                    served.crowd.shed();
+                    served.anonymous.shed();
+                    served.known.shed();
                     sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -143,12 +208,18 @@ pub async fn tcp(
     }
     drop(listener);
     served.strangers.end_all(Reason::Shutdown);
-    served.crowd.end_all(Reason::Shutdown);
+    served.anonymous.end_all(Reason::Shutdown);
+    served.known.end_all(Reason::Shutdown);
     let ended = tasks.join_all(connection::DRAIN + Duration::from_secs(1));
     tokio::select! {
         _ = ended => {}
         () = served.expiries.run(&clock) => {}
     }
+}
+
+fn anonymous(limits: &AnonymousLimits) -> Arc<Crowd<Origin>> {
+    let portion = limits.connections_per_network.map_or(Portion::Quarter { least: 64 }, Portion::Fixed);
+    Crowd::with_portions(limits.connections, limits.request_bytes / Share::UNIT, First::Newest, portion)
 }
 
 impl Listener {
@@ -179,7 +250,10 @@ impl Listener {
             done = handshake => match done {
                 Ok((Ok(stream), certificate)) => (Box::new(stream), certificate),
                 Ok((Err(error), _)) => {
-                    tracing::info!(%address, error = &error as &dyn std::error::Error, "TLS handshake failed");
+                    let kind = "TLS handshake failed";
+                    if self.limiter.allow(kind, &network_name(address.ip())) {
+                        tracing::info!(%address, error = &error as &dyn std::error::Error, "{kind}");
+                    }
                     return;
                 }
                 Err(_) => {
@@ -190,8 +264,11 @@ impl Listener {
             _ = hurry.ended() => return,
         };
         let ending = Ending::new();
-        let party = certificate.as_ref().map_or(origin, |certificate| Origin::Id(certificate.id.clone()));
-        let Some(place) = self.crowd.enter(party, ending.clone()) else { return };
+        let (crowd, party, http2) = match &certificate {
+            Some(certificate) => (&self.known, Origin::Id(certificate.id.clone()), &self.http2),
+            None => (&self.anonymous, origin, &self.anonymous_http2),
+        };
+        let Some(place) = crowd.enter(party, ending.clone()) else { return };
         let _expiry = certificate.as_ref().map(|known| self.expiries.add(known.not_after, ending.clone()));
         let known = certificate.is_some();
         let line = Line::new(Some(Peer::Tcp { address, certificate }), ending, self.routes.clone(), Box::new(place));
@@ -204,15 +281,22 @@ impl Listener {
                     line.idle().await;
                 }
             };
+            let quiet = async {
+                if known {
+                    return std::future::pending().await;
+                }
+                line.quiet(self.limits.anonymous.idle_timeout).await;
+            };
             tokio::select! {
                 () = aged => None,
+                () = quiet => None,
                 // Overtaken before the first request; afterwards nobody can ask for this.
                 reason = hurry.ended() => Some(reason),
             }
         };
         let patience = self.limits.first_request_timeout;
         let on_first_call = move || drop(stranger);
-        connection::serve(stream, Arc::clone(&line), &self.http2, patience, on_first_call, life).await;
+        connection::serve(stream, Arc::clone(&line), http2, patience, on_first_call, life).await;
     }
 }
 

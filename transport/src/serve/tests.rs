@@ -395,7 +395,8 @@ async fn remote(change: impl FnOnce(&mut TcpLimits)) -> Remote {
     let mut limits = TcpLimits::default();
     change(&mut limits);
     let routes = Routes::default().with(Answers::default());
-    let served = tokio::spawn(tcp(listener, tls, routes, limits, Clock::system(), shutdown));
+    let served =
+        tokio::spawn(tcp(listener, tls, routes, limits, Limiter::new(Clock::system()), Clock::system(), shutdown));
     Remote { issuer, trust, port, trigger, served }
 }
 
