@@ -1,6 +1,8 @@
 //! The audit: who did what, one line an item.
 //!
 //! The lines are off unless configured, and go to the log with `type=audit`. The counters behind them are always on.
+//! No line about a local process, an agent or an administrator is ever left out, and neither is an attestation. Calls
+//! of strangers, who change nothing, ask the log's limiter: it counts those that it leaves out, by their network.
 //! What is signed without changing a record (SVIDs of workloads) is released by the audit's [`Receipt`], as what
 //! changes one is released by the receipt of its commit.
 
@@ -8,8 +10,10 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::SystemTime;
 
+use runtime::telemetry::Limiter;
 use spiffe::id::SpiffeId;
 use tonic::Code;
+use transport::serve::network_name;
 
 use crate::authority::issue::{IssuedJwt, IssuedX509, Recorded, Unreleased};
 use crate::authority::profile::unix_seconds;
@@ -104,15 +108,16 @@ pub struct Fields {
 }
 
 /// The sink of audit lines.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Audit {
     lines: bool,
+    log: Limiter,
 }
 
 impl Audit {
     /// An audit that writes lines, or only counts.
-    pub fn new(lines: bool) -> Self {
-        Self { lines }
+    pub fn new(lines: bool, log: Limiter) -> Self {
+        Self { lines, log }
     }
 
     /// Whether lines are written.
@@ -131,6 +136,11 @@ impl Audit {
             Outcome::Failed { code, text } => ("error", Some(format!("{code:?}")), Some(text)),
         };
         let Actor { method, request_id, address, id, process } = by.actor();
+        let attested = fields.agent_id.is_some() && matches!(outcome, Outcome::Success);
+        let is_stranger = id.is_none() && process.is_none() && !attested;
+        if is_stranger && !self.log.allow("API accessed", &address.map_or_else(String::new, network_name)) {
+            return;
+        }
         tracing::info!(
             target: "audit",
             r#type = "audit",

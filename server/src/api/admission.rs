@@ -122,10 +122,10 @@ where
         return Status::new(Code::Unimplemented, "unknown method").into_http();
     };
     let began = Instant::now();
-    let peer = request.extensions().get::<Peer>().cloned();
     let ending = request.extensions().get::<Ending>().cloned().unwrap_or_default();
+    let caller = request.extensions().get::<Peer>().map(|peer| Caller::of(peer, ending));
     let timeout = timeout(request.headers());
-    let (response, admission) = match admit(core, index, peer, ending, timeout, began).await {
+    let (response, admission) = match admit(core, index, caller.as_ref(), timeout, began).await {
         Ok(admission) => {
             request.extensions_mut().insert(admission.clone());
             let deadline = admission.deadline;
@@ -148,7 +148,7 @@ where
     let status = Status::from_header_map(response.headers());
     core.meters.count(index, status.as_ref().map_or(Code::Ok, Status::code), began.elapsed());
     if let Some(status) = status.filter(|status| status.code() != Code::Ok) {
-        tell(core, index, admission.as_ref(), &status);
+        tell(core, index, caller.as_ref(), admission.as_ref(), &status);
     }
     response
 }
@@ -157,18 +157,17 @@ where
 async fn admit(
     core: &Core,
     index: usize,
-    peer: Option<Peer>,
-    ending: Ending,
+    caller: Option<&Caller>,
     timeout: Option<Duration>,
     began: Instant,
 ) -> Result<Admission, Failure> {
     let method = permission::METHODS.get(index).ok_or_else(|| Failure::internal("method is not known"))?;
-    let caller = Caller::of(&peer.ok_or_else(|| Failure::internal("caller is not known"))?, ending);
+    let caller = caller.ok_or_else(|| Failure::internal("caller is not known"))?;
     let deadline = timeout.and_then(|timeout| began.checked_add(timeout));
     if deadline.is_some_and(|deadline| deadline <= began) {
         return Err(Failure::new(Class::TooLate, "the deadline of the call has passed"));
     }
-    let role = core.authorize(method, &caller).await?;
+    let role = core.authorize(method, caller).await?;
     let (mut request_id, mut caller_path) = (None, None);
     if core.audit.writes_lines() {
         request_id = Some(Arc::from(core.entropy.uuid_v4()));
@@ -176,20 +175,21 @@ async fn admit(
             caller_path = process.executable_path().await.map(Arc::from);
         }
     }
-    Ok(Admission { caller, role, method, deadline, request_id, caller_path })
+    Ok(Admission { caller: caller.clone(), role, method, deadline, request_id, caller_path })
 }
 
 /// Writes of a call that failed: to the log, and to the audit.
-fn tell(core: &Core, index: usize, admission: Option<&Admission>, status: &Status) {
+fn tell(core: &Core, index: usize, caller: Option<&Caller>, admission: Option<&Admission>, status: &Status) {
     let path = permission::METHODS.get(index).map_or("", |method| method.path);
     let (code, reason) = (status.code(), status.message());
-    let address = admission.and_then(|admission| admission.caller.address).map(tracing::field::display);
-    let id = admission.and_then(|admission| admission.caller.id()).map(tracing::field::display);
+    let address = caller.and_then(|caller| caller.address).map(tracing::field::display);
+    let id = caller.and_then(Caller::id).map(tracing::field::display);
+    let allowed = |kind| core.log.allow(kind, &caller.map_or_else(String::new, Caller::party));
     match code {
-        Code::PermissionDenied => {
+        Code::PermissionDenied if allowed("Call refused") => {
             tracing::warn!(method = path, caller_addr = address, caller_id = id, reason, "Call refused");
         }
-        Code::Internal | Code::Unavailable | Code::ResourceExhausted => {
+        Code::Internal | Code::Unavailable | Code::ResourceExhausted if allowed("Call failed") => {
             tracing::error!(method = path, code = ?code, caller_addr = address, caller_id = id, reason, "Call failed");
         }
         _ => tracing::debug!(method = path, code = ?code, caller_addr = address, caller_id = id, reason, "Call failed"),

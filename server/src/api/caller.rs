@@ -9,6 +9,7 @@ use spiffe::id::SpiffeId;
 use spiffe::x509::Serial;
 use transport::peer::{Peer, UnixPeer};
 use transport::serve::Ending;
+use transport::serve::network_name;
 
 use crate::state::model::Scope;
 
@@ -69,6 +70,15 @@ impl Caller {
         match &self.kind {
             CallerKind::X509 { id, .. } => Some(id),
             CallerKind::Anonymous | CallerKind::Local(_) => None,
+        }
+    }
+
+    /// Whoever answers for the caller, as log lines are counted: its id, or the network it calls from.
+    pub fn party(&self) -> String {
+        match (self.id(), self.address) {
+            (Some(id), _) => id.to_string(),
+            (None, Some(address)) => network_name(address),
+            (None, None) => "admin socket".to_owned(),
         }
     }
 }

@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use runtime::clock::Clock;
 use runtime::entropy::Entropy;
 use runtime::steady::Steady;
+use runtime::telemetry::Limiter;
 use spiffe::id::{SpiffeId, TrustDomain};
 use spiffe_proto::types::permission_denied_details::Reason as Denial;
 use transport::serve::Reason;
@@ -18,7 +19,7 @@ use super::permission::{self, Method, Role, Verdict};
 use super::status::Failure;
 use crate::audit::Audit;
 use crate::history::{Committer, Replica, Urgency};
-use crate::limits::Limits;
+use crate::limits::{Limits, Party};
 use crate::registry::agent;
 use crate::state::State;
 
@@ -41,6 +42,8 @@ pub struct Core {
     pub admin_ids: HashSet<SpiffeId>,
     /// Rate limits.
     pub limits: Limits,
+    /// Log lines that strangers can cause.
+    pub log: Limiter,
     /// Who did what.
     pub audit: Audit,
     /// Counters of calls.
@@ -67,8 +70,9 @@ impl Core {
     /// ResourceExhausted.
     pub async fn limit(&self, admission: &Admission, count: u32, operation: &'static str) -> Result<(), Failure> {
         let Admission { caller, method, deadline, .. } = admission;
+        let party = caller.address.map(|address| caller.id().map_or(Party::Stranger(address), Party::Known));
         self.limits
-            .admit(method.limit, caller.address, count, *deadline)
+            .admit(method.limit, party, count, *deadline)
             .await
             .map_err(|error| Failure::of_limit(operation, error))
     }

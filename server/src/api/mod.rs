@@ -71,6 +71,7 @@ impl Services {
     /// What is served on the network.
     pub fn network(&self) -> Routes {
         Routes::default()
+            .expecting(permission::EXPECTED)
             .with(Gate::new(AgentServer::new(self.agent.clone()), &self.core))
             .with(Gate::new(BundleServer::new(self.bundle.clone()), &self.core))
             .with(Gate::new(EntryServer::new(self.entry.clone()), &self.core))

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use spiffe::id::SpiffeId;
 use spiffe::x509::Serial;
 use spiffe_proto::types::permission_denied_details::Reason;
+use transport::serve::Expected;
 
 use super::caller::{Caller, CallerKind};
 use crate::limits::Limit;
@@ -51,6 +52,12 @@ pub struct Method {
 const fn method(path: &'static str, metric: &'static str, admits: Admits, limit: Limit) -> Method {
     Method { path, metric, admits, limit }
 }
+
+/// What requests bring of methods that strangers may call. Everybody else is refused before a byte of a request is read.
+pub static EXPECTED: &[Expected] = &[
+    Expected::one("/spire.api.server.bundle.v1.Bundle/GetBundle", 1024),
+    Expected::many("/spire.api.server.agent.v1.Agent/AttestAgent", 128 * 1024),
+];
 
 /// Every method of every service that is registered on a listener, ordered by path. A method that is not here is
 /// answered as unknown, whoever calls.

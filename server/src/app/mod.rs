@@ -251,6 +251,7 @@ impl Server {
         let authority = authority.await.map_err(StartError::Authority)?;
         authority.bring_up().await.map_err(StartError::Authority)?;
 
+        let log = Limiter::new(clock.clone());
         let core = Arc::new(Core {
             trust_domain: config.trust_domain.clone(),
             replica: opened.replica.clone(),
@@ -260,7 +261,8 @@ impl Server {
             entropy: entropy.clone(),
             admin_ids: config.admin_ids.iter().cloned().collect(),
             limits: Limits::new(config.ratelimit.attestation, config.ratelimit.signing),
-            audit: Audit::new(config.audit_log_enabled),
+            audit: Audit::new(config.audit_log_enabled, log.clone()),
+            log,
             meters: Meters::new(),
         });
         let attestors = parts::attestors(&config, &opened.replica, &entropy)?;
@@ -330,11 +332,13 @@ impl Server {
         tracing::info!(network = "unix", address = %self.config.socket_path.display(), "Starting Server APIs");
         let listeners = Tasks::new(trigger.clone());
         let (network, admin) = (self.network_routes(), self.admin_routes());
-        let log = Limiter::new(self.clock.clone());
+        let mut limits = TcpLimits::default();
+        limits.anonymous.connections_per_network = self.config.ratelimit.connections_per_network;
+        let log = self.services.core.log.clone();
         self.tasks.spawn("log limiter", log.clone().run(stopping.clone()));
         listeners.spawn_critical(
             "network listener",
-            serve::tcp(self.network, self.tls, network, TcpLimits::default(), self.clock.clone(), stopping.clone()),
+            serve::tcp(self.network, self.tls, network, limits, log.clone(), self.clock.clone(), stopping.clone()),
         );
         listeners.spawn_critical(
             "admin listener",

@@ -90,8 +90,10 @@ pub struct CaSubject {
 pub struct RateLimit {
     /// Attestation, per address.
     pub attestation: bool,
-    /// Signing, per address.
+    /// Signing, per agent.
     pub signing: bool,
+    /// Connections without a certificate that one network may hold; if not set, a quarter of what is free.
+    pub connections_per_network: Option<usize>,
 }
 
 /// Where signing keys are kept.
@@ -292,7 +294,11 @@ pub fn check(raw: Raw<'_>, overrides: &Overrides, mistakes: &Mistakes) -> Option
         jwt_issuer: raw.jwt_issuer.map(|issuer| issuer.value).filter(|issuer| !issuer.is_empty()),
         disable_jwt_svids: raw.disable_jwt_svids,
         audit_log_enabled: raw.audit_log_enabled,
-        ratelimit: RateLimit { attestation: raw.limit_attestation, signing: raw.limit_signing },
+        ratelimit: RateLimit {
+            attestation: raw.limit_attestation,
+            signing: raw.limit_signing,
+            connections_per_network: raw.connections_per_network.and_then(|count| usize::try_from(count.value).ok()),
+        },
         key_manager: plugins.key_manager?,
         data_store: plugins.data_store?,
         node_attestors: plugins.node_attestors,

@@ -56,6 +56,8 @@ pub struct Raw<'d> {
     pub limit_attestation: bool,
     /// `ratelimit { signing }`
     pub limit_signing: bool,
+    /// `ratelimit { connections_per_network }`
+    pub connections_per_network: Option<Located<u32>>,
     /// `socket_path`
     pub socket_path: Option<Located<String>>,
     /// `trust_domain`
@@ -125,6 +127,7 @@ impl<'d> Raw<'d> {
             prune_tofu_nodes: on("prune_tofu_nodes"),
             limit_attestation: limited("attestation"),
             limit_signing: limited("signing"),
+            connections_per_network: limits.as_ref().and_then(|limits| limits.count("connections_per_network", 1)),
             socket_path: server.text("socket_path"),
             trust_domain: server.text("trust_domain"),
             agent_spiffe_id_as_selector: experimental(&server),

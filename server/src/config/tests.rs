@@ -56,6 +56,7 @@ fn defaults_are_those_of_spire() {
     assert!(config.ca_subject.common_name.is_empty() && config.jwt_issuer.is_none());
     assert!(!config.disable_jwt_svids && !config.audit_log_enabled && !config.agent_spiffe_id_as_selector);
     assert!(config.ratelimit.attestation && config.ratelimit.signing);
+    assert_eq!(config.ratelimit.connections_per_network, None);
     assert_eq!(config.key_manager, KeyManager::Memory);
     assert_eq!(config.data_store, DataStore::Sled { dir: "/data/history".into() });
     assert_eq!(config.node_attestors, [NodeAttestor::JoinToken]);
@@ -91,7 +92,7 @@ server {
     prune_attested_nodes_expired_for = "720h"
     prune_attested_nodes_batch_size = 7
     prune_tofu_nodes = true
-    ratelimit { attestation = false signing = false }
+    ratelimit { attestation = false signing = false connections_per_network = 500 }
     socket_path = "/run/s.sock"
     trust_domain = "spiffe://example.org"
     max_attested_node_info_staleness = "0s"
@@ -121,6 +122,7 @@ health_checks { listener_enabled = true }
     let prune = PruneAttestedNodes { expired_for: Duration::from_secs(720 * 3600), batch_size: 7, tofu_nodes: true };
     assert_eq!(config.prune_attested_nodes, Some(prune));
     assert!(!config.ratelimit.attestation && !config.ratelimit.signing);
+    assert_eq!(config.ratelimit.connections_per_network, Some(500));
     assert_eq!(config.trust_domain.as_str(), "example.org");
     assert_eq!(config.key_manager, KeyManager::Disk { keys_path: "/keys.json".into() });
     assert_eq!(config.data_store, DataStore::Sled { dir: "/elsewhere".into() });

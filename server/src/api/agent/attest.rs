@@ -111,7 +111,9 @@ impl AgentService {
         let attested = tokio::time::timeout(ATTESTATION, self.attest_node(admission, &mut requests, outlet)).await;
         let result = attested
             .unwrap_or_else(|_| Err(Failure::new(Class::TooLate, "node attestation took longer than a minute")));
-        if let Err(failure) = &result {
+        if let Err(failure) = &result
+            && self.core.log.allow("Node attestation failed", &admission.caller.party())
+        {
             tracing::warn!(
                 caller_addr = admission.caller.address.map(tracing::field::display),
                 reason = failure.text(),

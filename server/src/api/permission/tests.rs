@@ -271,3 +271,12 @@ fn every_method_of_a_registered_service_is_in_the_table_and_nothing_else_is() {
     let listed: BTreeSet<String> = METHODS.iter().map(|method| method.path.to_owned()).collect();
     assert_eq!(listed, known);
 }
+
+#[test]
+fn every_method_that_strangers_may_call_says_what_it_takes() {
+    let mut open: Vec<&str> = METHODS.iter().filter(|method| method.admits.anyone).map(|method| method.path).collect();
+    let mut expected: Vec<&str> = EXPECTED.iter().map(|expected| expected.path).collect();
+    open.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(open, expected);
+}

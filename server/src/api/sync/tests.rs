@@ -105,7 +105,8 @@ impl Server {
             entropy: Entropy::system(),
             admin_ids: HashSet::new(),
             limits: Limits::new(false, false),
-            audit: Audit::new(false),
+            log: runtime::telemetry::Limiter::new(history.clock()),
+            audit: Audit::new(false, runtime::telemetry::Limiter::new(history.clock())),
             meters: Meters::new(),
         };
         let feed = Feed::new(history.replica(), history.clock(), Steady::new(history.clock()));

@@ -142,7 +142,8 @@ impl Server {
                 .map(|id| SpiffeId::parse(id).unwrap())
                 .into(),
             limits: Limits::new(false, true),
-            audit: Audit::new(true),
+            log: runtime::telemetry::Limiter::new(history.clock()),
+            audit: Audit::new(true, runtime::telemetry::Limiter::new(history.clock())),
             meters: Meters::new(),
         });
         let tokens = Arc::new(JoinTokens::new(history.replica()));
