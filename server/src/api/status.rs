@@ -11,9 +11,9 @@ use prost::Message as _;
 use spiffe_proto::rpc_status;
 use spiffe_proto::types;
 use spiffe_proto::types::permission_denied_details::Reason;
-use tonic::Code;
+use tonic::{Code, Status};
 
-use crate::attest::{AttestError, Fault};
+use crate::attest::{AttestError, ChallengeError, Fault};
 use crate::authority::issue::IssueError;
 use crate::authority::profile::ProfileError;
 use crate::history::{ProposeError, ReplicaError, StoreError};
@@ -139,10 +139,24 @@ impl Failure {
         Self::new(Class::Exhausted, operation).because(error)
     }
 
+    /// `operation` could not read a request: one that is larger than its method takes or that made no progress keeps its
+    /// status, anything else is no request.
+    pub fn of_request(operation: &'static str, status: Status) -> Self {
+        let class = match status.code() {
+            Code::ResourceExhausted => Class::Exhausted,
+            Code::DeadlineExceeded => Class::TooLate,
+            _ => Class::Invalid,
+        };
+        Self::new(class, operation).because(status)
+    }
+
     /// A node was not attested.
     pub fn of_attestation(error: AttestError) -> Self {
         if matches!(error, AttestError::TokenExpired) {
             return Self::invalid("join token expired");
+        }
+        if let AttestError::Challenge(ChallengeError::Stream(status)) = error {
+            return Self::of_request("failed to attest", status);
         }
         let class = match error.fault() {
             Fault::Request => Class::Invalid,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use loona_hpack::Decoder;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 /// What begins every HTTP/2 connection.
@@ -19,6 +19,7 @@ const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 const ACK: u8 = 1;
 const END_STREAM: u8 = 1;
@@ -67,21 +68,31 @@ enum Seen {
     Other,
 }
 
-/// One connection to a Unix socket.
+trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Duplex for S {}
+
+/// One connection.
 pub struct Frames {
-    stream: UnixStream,
+    stream: Box<dyn Duplex>,
     decoder: Decoder<'static>,
     next: u32,
 }
 
 impl Frames {
-    /// Connects and sends the preface and empty settings.
+    /// Connects to a Unix socket and sends the preface and empty settings.
     ///
     /// # Errors
     /// If the socket cannot be connected.
     pub async fn connect(path: &Path) -> Result<Self> {
-        let stream = UnixStream::connect(path).await.with_context(|| path.display().to_string())?;
-        let mut frames = Self { stream, decoder: Decoder::new(), next: 1 };
+        Self::over(UnixStream::connect(path).await.with_context(|| path.display().to_string())?).await
+    }
+
+    /// Sends the preface and empty settings over `stream`.
+    ///
+    /// # Errors
+    /// If the connection is closed.
+    pub async fn over(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Result<Self> {
+        let mut frames = Self { stream: Box::new(stream), decoder: Decoder::new(), next: 1 };
         frames.raw(PREFACE).await?;
         frames.frame(SETTINGS, 0, 0, b"").await?;
         Ok(frames)
@@ -127,6 +138,20 @@ impl Frames {
                 let flags = if parts.peek().is_none() { END_STREAM } else { 0 };
                 self.frame(DATA, flags, number, part).await?;
             }
+        }
+        Ok(number)
+    }
+
+    /// Opens a stream, sends `body` and leaves it open for more.
+    ///
+    /// # Errors
+    /// If the connection is closed.
+    pub async fn begin(&mut self, fields: &Fields, body: &[u8]) -> Result<u32> {
+        let number = self.next;
+        self.next += 2;
+        self.frame(HEADERS, END_HEADERS, number, &encoded(fields)).await?;
+        for part in body.chunks(FRAME_LIMIT) {
+            self.frame(DATA, 0, number, part).await?;
         }
         Ok(number)
     }
@@ -213,7 +238,13 @@ impl Frames {
             anyhow::Ok(u32::from_be_bytes(*bytes))
         };
         Ok(match kind {
-            DATA => Seen::Data { stream, bytes: payload, end },
+            DATA => {
+                // Of the connection only: a stream that we read no further may stay full.
+                if let Some(read) = u32::try_from(payload.len()).ok().filter(|read| *read > 0) {
+                    let _ = self.frame(WINDOW_UPDATE, 0, 0, &read.to_be_bytes()).await;
+                }
+                Seen::Data { stream, bytes: payload, end }
+            }
             HEADERS => {
                 ensure!(flags & END_HEADERS != 0, "a header block in several frames");
                 let fields = self.decoder.decode(&payload);
@@ -280,19 +311,24 @@ fn encoded(fields: &Fields) -> Vec<u8> {
     block
 }
 
-/// The fields of a Workload API call, security header included.
+/// The fields of a gRPC call.
 #[must_use]
-pub fn workload_call(method: &str) -> Fields {
+pub fn call(path: &str) -> Fields {
     let pairs = [
         (":method", "POST"),
         (":scheme", "http"),
-        (":path", &format!("/SpiffeWorkloadAPI/{method}")),
+        (":path", path),
         (":authority", "localhost"),
         ("content-type", "application/grpc"),
         ("te", "trailers"),
-        ("workload.spiffe.io", "true"),
     ];
     pairs.iter().map(|(name, value)| (name.as_bytes().to_vec(), value.as_bytes().to_vec())).collect()
+}
+
+/// The fields of a Workload API call, security header included.
+#[must_use]
+pub fn workload_call(method: &str) -> Fields {
+    with(call(&format!("/SpiffeWorkloadAPI/{method}")), "workload.spiffe.io", Some(b"true"))
 }
 
 /// `fields` with `name` set to `value`, or without it.

@@ -9,7 +9,9 @@ use hyper_util::rt::TokioIo;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use rustls::{DigitallySignedStruct, SignatureScheme};
-use tokio::net::{TcpSocket, UnixStream};
+use tokio::net::{TcpSocket, TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 /// A key pair with the certificate request that a SPIFFE agent would send for it.
@@ -83,6 +85,35 @@ impl ServerCertVerifier for Unchecked {
 
 /// Opens one HTTP/2 connection over TLS from loopback address `from` (rate limits count addresses).
 pub async fn tls(to: SocketAddr, from: SocketAddr, presented: Option<Presented>) -> Result<Channel> {
+    let connector = connector(presented)?;
+    let connect = tower::service_fn(move |_: Uri| {
+        let connector = connector.clone();
+        async move { Ok::<_, std::io::Error>(TokioIo::new(shaken(&connector, to, from).await?)) }
+    });
+    Endpoint::from_static("http://server").connect_with_connector(connect).await.context("connecting over TLS")
+}
+
+/// Opens one connection over TLS from `from` and says nothing over it yet.
+///
+/// # Errors
+/// If the handshake fails.
+pub async fn tls_stream(
+    to: SocketAddr,
+    from: SocketAddr,
+    presented: Option<Presented>,
+) -> Result<TlsStream<TcpStream>> {
+    Ok(shaken(&connector(presented)?, to, from).await?)
+}
+
+async fn shaken(connector: &TlsConnector, to: SocketAddr, from: SocketAddr) -> std::io::Result<TlsStream<TcpStream>> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind(from)?;
+    let stream = socket.connect(to).await?;
+    stream.set_nodelay(true)?;
+    connector.connect(ServerName::from(to.ip()), stream).await
+}
+
+fn connector(presented: Option<Presented>) -> Result<TlsConnector> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = rustls::ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()?
@@ -97,19 +128,7 @@ pub async fn tls(to: SocketAddr, from: SocketAddr, presented: Option<Presented>)
     };
     config.alpn_protocols = vec![b"h2".to_vec()];
     config.enable_sni = false;
-    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
-    let connect = tower::service_fn(move |_: Uri| {
-        let connector = connector.clone();
-        async move {
-            let socket = TcpSocket::new_v4()?;
-            socket.bind(from)?;
-            let stream = socket.connect(to).await?;
-            stream.set_nodelay(true)?;
-            let name = ServerName::from(to.ip());
-            Ok::<_, std::io::Error>(TokioIo::new(connector.connect(name, stream).await?))
-        }
-    });
-    Endpoint::from_static("http://server").connect_with_connector(connect).await.context("connecting over TLS")
+    Ok(TlsConnector::from(Arc::new(config)))
 }
 
 /// Opens one HTTP/2 connection over a Unix socket.

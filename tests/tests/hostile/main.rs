@@ -9,6 +9,7 @@ mod ids;
 mod issuing;
 mod network;
 mod parties;
+mod strangers;
 mod trust;
 
 use std::path::Path;

@@ -131,7 +131,7 @@ impl AgentService {
     ) -> Result<(), Failure> {
         self.core.limit(admission, 1, "rejecting request due to attest agent rate limiting").await?;
         let unread = "failed to receive request from stream";
-        let first = requests.message().await.map_err(|error| Failure::invalid(unread).because(error))?;
+        let first = requests.message().await.map_err(|status| Failure::of_request(unread, status))?;
         let first = first.ok_or_else(|| Failure::invalid(unread).because(EndOfRequests))?;
         let claim = Claim::of(first).map_err(|missing| Failure::invalid("malformed param").because(missing))?;
         let attestor = self.attestors.get(claim.kind.as_str()).ok_or_else(|| {
