@@ -11,4 +11,5 @@ pub mod feed;
 pub mod history;
 pub mod limits;
 pub mod registry;
+pub mod restore;
 pub mod state;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use e2e::testkit::node::Node;
 use e2e::testkit::{Agent, AgentOptions, Binaries, Server, ServerOptions, wait};
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -175,16 +176,54 @@ async fn keys_that_a_restored_store_does_not_know_stay() -> Result<()> {
     let after = house.keys()?;
     assert_eq!(made.difference(&after).collect::<Vec<_>>(), Vec::<&String>::new());
     let log = std::fs::read_to_string(house.server.log())?;
-    assert!(log.contains("is in no record of its data store"), "{log}");
+    assert!(log.contains("it came back from a backup"), "{log}");
+    // They were published again, so they are in the records of the data store now.
+    assert!(!log.contains("is in no record of its data store"), "{log}");
     Ok(())
 }
 
+/// The serial number of the only agent's SVID, as the server knows it.
+fn serial_of_the_agent(server: &Server) -> Result<String> {
+    let listed: Value = serde_json::from_str(&server.ok(&["agent", "list", "-output", "json"])?)?;
+    Ok(listed["agents"][0]["x509svid_serial_number"].as_str().context("no serial number")?.to_owned())
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_join_token_agent_goes_on_with_a_restored_server_that_knows_its_svid() -> Result<()> {
+async fn a_join_token_agent_that_renewed_since_the_backup_goes_on() -> Result<()> {
     let me = nix::unistd::getuid().as_raw();
     let mut house = House::new("  agent_ttl = \"20s\"\n").await?;
+    house.register("before", "/before", me)?;
     house.back_up().await?;
+    let known = serial_of_the_agent(&house.server)?;
+    wait::until("a renewal", PATIENCE, async || (serial_of_the_agent(&house.server).ok()? != known).then_some(()))
+        .await?;
+    let newer = serial_of_the_agent(&house.server)?;
     house.restore().await?;
     house.register("after", "/after", me)?;
-    house.has("/after", true).await
+    house.has("/after", true).await?;
+    house.has("/before", true).await?;
+    // Either the one it brought was taken, or it has renewed on with that one meanwhile.
+    ensure!(serial_of_the_agent(&house.server)? != known, "the agent is known by the certificate from before: {newer}");
+    ensure!(house.agent.ended()?.is_none(), "the agent has ended");
+    let again = serial_of_the_agent(&house.server)?;
+    wait::until("the next renewal", PATIENCE, async || {
+        (serial_of_the_agent(&house.server).ok()? != again).then_some(())
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn join_tokens_from_before_a_restore_are_void() -> Result<()> {
+    let mut house = House::new("").await?;
+    let (used, unused) = (house.server.token(None)?, house.server.token(None)?);
+    house.back_up().await?;
+    Node::by_token(&house.server, 1, &used).await?;
+    house.restore().await?;
+    for token in [&used, &unused] {
+        let refused = Node::by_token(&house.server, 2, token).await.err().context("a void token was taken")?;
+        assert_eq!(refused.code(), tonic::Code::InvalidArgument, "{refused}");
+    }
+    let fresh = house.server.token(None)?;
+    Node::by_token(&house.server, 3, &fresh).await?;
+    Ok(())
 }

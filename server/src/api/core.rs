@@ -105,13 +105,13 @@ impl Core {
 
     /// Records that an agent uses its newest certificate, then lets it in.
     async fn promote(&self, method: &'static Method, caller: &Caller) -> Result<Role, Failure> {
-        let CallerKind::X509 { id, serial, .. } = &caller.kind else {
+        let CallerKind::X509 { id, serial, not_after, .. } = &caller.kind else {
             return Err(Failure::denied(method.path, None));
         };
-        let (id, serial) = (id.clone(), *serial);
-        let proposed = self
-            .committer
-            .propose(Urgency::Normal, move |state, _| agent::promote(state, &id, serial).map(|part| (part, ())));
+        let (id, serial, not_after) = (id.clone(), *serial, *not_after);
+        let proposed = self.committer.propose(Urgency::Normal, move |state, _| {
+            agent::promote(state, &id, serial, not_after).map(|part| (part, ()))
+        });
         match proposed.await {
             Ok(_) => Ok(Role::Agent),
             Err(error) => Err(Failure::of_proposal("unable to activate the new agent SVID", error, |refusal| {

@@ -9,9 +9,10 @@ use spiffe_proto::types::permission_denied_details::Reason;
 use transport::serve::Expected;
 
 use super::caller::{Caller, CallerKind};
+use super::core::reason_of;
 use crate::limits::Limit;
+use crate::registry::agent;
 use crate::state::State;
-use crate::state::model::Standing;
 
 /// Classes of callers that a method lets in. They are tried in the order of the fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -340,18 +341,10 @@ pub fn judge_agent(state: &State, id: &SpiffeId, serial: &Serial, not_after: Sys
     if not_after < now {
         return Verdict::Refused(Some(Reason::AgentExpired));
     }
-    let Some(agent) = state.agent(id) else {
-        return Verdict::Refused(Some(Reason::AgentNotAttested));
-    };
-    let Standing::Active { serial: current, pending, .. } = &agent.standing else {
-        return Verdict::Refused(Some(Reason::AgentBanned));
-    };
-    if current == serial {
-        Verdict::Allowed(Role::Agent)
-    } else if pending.iter().any(|held| held.serial == *serial) {
-        Verdict::Promote
-    } else {
-        Verdict::Refused(Some(Reason::AgentNotActive))
+    match agent::use_of(state, id, *serial, not_after) {
+        Ok(agent::Use::Current) => Verdict::Allowed(Role::Agent),
+        Ok(agent::Use::First) => Verdict::Promote,
+        Err(refusal) => Verdict::Refused(Some(reason_of(refusal))),
     }
 }
 

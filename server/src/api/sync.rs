@@ -4,6 +4,7 @@
 //! whenever the feed wakes it, so that a ban ends the stream at once, the other sends what is new.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -28,8 +29,9 @@ use crate::audit::{Fields, Outcome};
 use crate::feed::look::Look;
 use crate::feed::session::{Greeting, Held, Opening, Session, Step};
 use crate::feed::{Feed, Place, Wake};
-use crate::history::{Position, Urgency};
+use crate::history::{HistoryId, Position, Urgency};
 use crate::registry::agent;
+use crate::restore;
 use crate::state::State;
 use crate::state::model::{Entry, EntryId};
 
@@ -108,6 +110,8 @@ pub struct SyncService {
     core: Arc<Core>,
     feed: Feed,
     bundles: Arc<SentBundles>,
+    /// An agent that was ahead has made the history begin anew.
+    begun_anew: Arc<AtomicBool>,
 }
 
 fn position(position: &Position) -> proto::Position {
@@ -281,9 +285,13 @@ impl Conversation {
                 *told.history == state.position().history.0 && told.revision > state.position().revision
             })
         };
-        // Whoever is ahead of the only server has followed a branch of the history that a restore has lost: it is compared.
-        if !behind(&state) || !core.replica.is_shared() {
+        if !behind(&state) {
             return Ok(state);
+        }
+        if !core.replica.is_shared() {
+            // Whoever is ahead of the only server has followed a branch of the history that a restore has lost: it is compared.
+            self.service.begin_anew(state.position().history).await;
+            return core.current("authorized entries cannot be looked up").await;
         }
         let mut watch = core.replica.watch();
         let caught_up = tokio::time::timeout(CATCH_UP_WITHIN, watch.wait_for(|state| !behind(state))).await;
@@ -374,7 +382,24 @@ impl Conversation {
 impl SyncService {
     /// A service over `core` whose streams are woken by `feed`.
     pub fn new(core: Arc<Core>, feed: Feed) -> Self {
-        Self { core, feed, bundles: Arc::default() }
+        Self { core, feed, bundles: Arc::default(), begun_anew: Arc::default() }
+    }
+
+    /// Lets the history `from` go on under another id, because an agent claims to know a later position of it than there
+    /// is. Any agent can claim that, so it happens once in the life of this process.
+    async fn begin_anew(&self, from: HistoryId) {
+        if self.begun_anew.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let core = &self.core;
+        let begun = restore::begin_anew(&core.committer, &core.replica, &core.entropy, from, |_| Vec::new()).await;
+        if let Err(error) = begun {
+            self.begun_anew.store(false, Ordering::Release);
+            tracing::error!(
+                error = runtime::telemetry::chain(&error),
+                "The history could not go on under a new id after a restore from a backup; it is tried again"
+            );
+        }
     }
 
     /// Records what software the agent runs, if that is news. Nobody waits for it to succeed.

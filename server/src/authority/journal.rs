@@ -5,13 +5,14 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use spiffe::bundle::{Bundle, JwtAuthority, X509Authority};
 use spiffe::id::TrustDomain;
 use spiffe::x509::Certificate;
 
 use super::Refusal;
+use super::keys::NotedAuthority;
 use super::schedule::{self, Line, Step, Time};
 use crate::state::State;
 use crate::state::model::{AuthorityKind, AuthoritySlot, Change, KeyOwner, Part, SlotStatus, certificate_hash};
@@ -220,6 +221,71 @@ pub fn forget(ground: &Ground<'_>, authority_id: &Arc<str>) -> Result<(Part, Arc
     ground.expects(&Step::Forget(Arc::clone(authority_id)))?;
     let slot = ground.slot(authority_id).ok_or(Refusal::Overtaken)?;
     Ok((Part::new(vec![ground.removal(&slot)]), Arc::clone(&slot.key_id)))
+}
+
+/// The authorities of one key set that are published, as they are noted beside its keys, oldest first.
+pub fn noted(state: &State, owner: KeyOwner) -> Vec<NotedAuthority> {
+    let bundle = state.bundle(state.trust_domain());
+    let whole = |time: SystemTime| {
+        let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        SystemTime::UNIX_EPOCH + Duration::from_secs(since.as_secs())
+    };
+    let mut noted: Vec<NotedAuthority> = state
+        .all_slots()
+        .filter(|slot| slot.owner == owner)
+        .filter_map(|slot| {
+            Some(NotedAuthority {
+                authority_id: Arc::clone(&slot.authority_id),
+                key_id: Arc::clone(&slot.key_id),
+                issued_at: whole(slot.issued_at),
+                not_after: whole(slot.not_after),
+                certificate: slot.certificate.clone(),
+                upstream_chain: slot.upstream_chain.clone(),
+                public_key: slot.public_key.clone(),
+                tainted: published(bundle, slot)?,
+            })
+        })
+        .collect();
+    noted.sort_by(|one, other| (one.issued_at, &one.authority_id).cmp(&(other.issued_at, &other.authority_id)));
+    noted
+}
+
+/// At most this many lost authorities are published again; a key set has a few at a time.
+const MOST_LOST: usize = 20;
+
+/// The changes that publish again, as old ones, the authorities of `noted` that a restored backup does not know: what they
+/// signed in the branch that is lost goes on being verified until it ends.
+pub fn republish(state: &State, owner: KeyOwner, noted: &[NotedAuthority], now: SystemTime) -> Vec<Change> {
+    let kind_of =
+        |one: &NotedAuthority| if one.certificate.is_some() { AuthorityKind::X509 } else { AuthorityKind::Jwt };
+    let unknown = noted.iter().rev().filter(|one| {
+        one.not_after > now
+            && !slots_of(state, owner, kind_of(one)).iter().any(|slot| slot.authority_id == one.authority_id)
+    });
+    let changes = unknown.take(MOST_LOST).flat_map(|one| {
+        let slot = AuthoritySlot {
+            owner,
+            kind: kind_of(one),
+            authority_id: Arc::clone(&one.authority_id),
+            key_id: Arc::clone(&one.key_id),
+            status: SlotStatus::Old,
+            issued_at: one.issued_at,
+            not_after: one.not_after,
+            certificate: one.certificate.clone(),
+            upstream_chain: one.upstream_chain.clone(),
+            public_key: one.public_key.clone(),
+        };
+        let mut published = publication(state.trust_domain(), &slot);
+        match &mut published {
+            Some(Change::PutX509Authority { authority, .. }) => authority.tainted = one.tainted,
+            Some(Change::PutJwtAuthority { authority, .. }) => authority.tainted = one.tainted,
+            _ => {}
+        }
+        published.into_iter().chain([Change::PutSlot(Arc::new(slot))])
+    });
+    let changes: Vec<Change> = changes.collect();
+    // First the bundle, which may not be there.
+    if changes.is_empty() { changes } else { [next_sequence(state)].into_iter().chain(changes).collect() }
 }
 
 /// The part that says that the keys of these authorities are gone. Their roots stay published until they end.

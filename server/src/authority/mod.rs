@@ -153,6 +153,9 @@ pub enum AuthorityError {
     /// The change was not committed, or it is not known whether it was.
     #[error("authority change was not committed")]
     Commit(#[source] ProposeError<Refusal>),
+    /// What a restore from a backup asks for was not committed.
+    #[error("data store was restored from a backup and could not be made ready")]
+    Restore(#[source] ProposeError<std::convert::Infallible>),
     /// The state of the trust domain could not be read.
     #[error("state of the trust domain could not be read")]
     State(#[source] ReplicaError),
@@ -168,7 +171,10 @@ impl AuthorityError {
     /// Whether the same call may succeed later without anything being changed by a person.
     pub fn is_retryable(&self) -> bool {
         match self {
-            AuthorityError::Commit(_) | AuthorityError::State(_) | AuthorityError::OwnKey(_) => true,
+            AuthorityError::Commit(_)
+            | AuthorityError::Restore(_)
+            | AuthorityError::State(_)
+            | AuthorityError::OwnKey(_) => true,
             AuthorityError::Keys(error) => error.is_retryable(),
             AuthorityError::Refused(refusal) => {
                 matches!(refusal, Refusal::Initializing | Refusal::Overtaken)

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey,
@@ -26,6 +26,10 @@ use crate::history::Urgency;
 use crate::history::committer::ProposeError;
 use crate::state::State;
 use crate::state::model::{AuthorityKind, AuthoritySlot, SlotStatus};
+
+/// How often the newest position is noted beside the keys. A backup that is younger than the note and older than what was
+/// lost is not known for one by the note.
+const NOTE_EVERY: Duration = Duration::from_secs(60);
 
 pub(super) fn rfc3339(at: SystemTime) -> String {
     OffsetDateTime::from(at).format(&Rfc3339).unwrap_or_default()
@@ -99,8 +103,10 @@ impl Authority {
     /// # Errors
     /// If keys or history fail.
     pub async fn bring_up(&self) -> Result<(), AuthorityError> {
+        self.recover().await?;
         self.compare_keys_with_journal().await?;
         while let Progress::Stepped = self.step().await? {}
+        self.note(true).await;
         Ok(())
     }
 
@@ -128,15 +134,24 @@ impl Authority {
             || async {
                 loop {
                     if let Progress::Idle(at) = self.step().await? {
+                        self.note(false).await;
                         return Ok::<_, AuthorityError>(at);
                     }
                 }
             },
         );
+        let noting = async {
+            loop {
+                inner.clock.sleep(NOTE_EVERY).await;
+                self.note(true).await;
+            }
+        };
         tokio::select! {
             () = wake => {}
+            () = noting => {}
             () = reconcile => {}
         }
+        self.note(true).await;
     }
 
     /// What of a state the reconciler depends on.

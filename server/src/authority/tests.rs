@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use runtime::shutdown::Shutdown;
 use spiffe::bundle::Bundle;
 use spiffe::id::TrustDomain;
@@ -16,7 +17,7 @@ use super::profile::{CaSubject, WorkloadProfile};
 use super::*;
 use crate::attest::testing::History;
 use crate::history::memory::Memory;
-use crate::history::{HistoryId, Store};
+use crate::history::{Appended, HistoryId, Position, Store};
 use crate::state::model::SlotStatus;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -127,6 +128,67 @@ async fn a_restart_keeps_the_authority_and_every_key_and_unrecorded_ones_go_a_li
     assert!(keys.signer(&before.active.key_id).is_some());
     assert!(keys.signer("x509-CA-A").is_some(), "a key of SPIRE's, for whoever goes back to it");
     assert_eq!(authority.unrecorded_for(), None);
+}
+
+/// A store that holds what `from` held at `revision`, as a copy of its files does.
+async fn restored(from: &dyn Store, revision: u64) -> Arc<dyn Store> {
+    let copy = Memory::new(HistoryId([1; 16]));
+    let mut at = Position::start(HistoryId([1; 16]));
+    let mut groups = from.watch(at);
+    while at.revision < revision {
+        let change = groups.next().await.unwrap().unwrap();
+        assert_eq!(copy.append(&at, &change.group).await.unwrap(), Appended::Committed(change.position));
+        at = change.position;
+    }
+    Arc::new(copy)
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_lost_branch_signed_stays_valid_after_a_restore() {
+    let store: Arc<dyn Store> = Arc::new(Memory::new(HistoryId([1; 16])));
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("keys.json");
+    let keys = || Arc::new(DiskKeys::open(&path, &Entropy::system()).unwrap());
+    let history = History::over(Arc::clone(&store)).await;
+    let authority = open(&history, keys()).await;
+    authority.bring_up().await.unwrap();
+    let backup = history.replica().latest().position().revision;
+    let kept = authority.overview(AuthorityKind::X509).unwrap().active;
+
+    let mut lost = Vec::new();
+    for kind in [AuthorityKind::X509, AuthorityKind::Jwt, AuthorityKind::X509] {
+        let made = authority.prepare(kind).await.unwrap();
+        lost.push(authority.activate(kind, &made.authority_id).await.unwrap());
+    }
+    let first = authority.taint(AuthorityKind::X509, &lost[0].authority_id).await.unwrap();
+    authority.refresh().unwrap();
+    let chain = sign(&authority, history.now());
+    authority.note(false).await;
+    drop((history, authority));
+
+    let store = restored(store.as_ref(), backup).await;
+    let mut began = Vec::new();
+    for _ in 0..2 {
+        let history = History::over(Arc::clone(&store)).await;
+        let authority = open(&history, keys()).await;
+        authority.bring_up().await.unwrap();
+        let state = history.replica().latest();
+        began.push(state.position().history);
+        assert_eq!(state.restored_from(), Some(HistoryId([1; 16])));
+        assert_eq!(authority.overview(AuthorityKind::X509).unwrap().active.authority_id, kept.authority_id);
+        let held = bundle(&history);
+        x509_chain(&chain, &*held, PeerRole::Client, history.now()).unwrap();
+        let tainted: Vec<bool> = held.x509.iter().map(|one| one.tainted).collect();
+        assert_eq!((held.x509.len(), held.jwt.len()), (3, 2));
+        assert_eq!(tainted.iter().filter(|tainted| **tainted).count(), 1);
+        assert_eq!(published(Some(&held), &first), Some(true));
+        for slot in &lost {
+            let found = state.all_slots().find(|known| known.authority_id == slot.authority_id).unwrap();
+            assert_eq!((found.status, &found.key_id), (SlotStatus::Old, &slot.key_id));
+            assert!(authority.inner.keys.signer(&slot.key_id).is_some());
+        }
+    }
+    assert_eq!((began[0] == began[1], began[0] == HistoryId([1; 16])), (true, false));
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,11 +4,12 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use super::journal::{self, prunable, published};
-use super::keys::is_ours;
+use super::keys::{Note, is_ours};
 use super::rotate::rfc3339;
 use super::schedule::Time;
 use super::{Authority, AuthorityError, Refusal};
-use crate::history::Urgency;
+use crate::history::{HistoryId, Position, Urgency};
+use crate::restore;
 use crate::state::State;
 use crate::state::model::{AuthorityKind, Part, SlotStatus};
 
@@ -43,6 +44,47 @@ impl Authority {
             })
             .await?;
         Ok(())
+    }
+
+    /// Goes on from a restored backup, if the keys were used with a newer state than there is: what the lost branch signed
+    /// stays valid.
+    pub(super) async fn recover(&self) -> Result<(), AuthorityError> {
+        let inner = &self.inner;
+        let Some(noted) = inner.keys.noted() else { return Ok(()) };
+        let state = inner.replica.current().await.map_err(AuthorityError::State)?;
+        let position = Position { history: HistoryId(noted.history), revision: noted.revision, digest: noted.digest };
+        if !restore::decide::is_behind(&state, &position) {
+            return Ok(());
+        }
+        let (owner, clock, from) = (inner.owner, inner.clock.clone(), state.position().history);
+        let also = move |state: &State| journal::republish(state, owner, &noted.authorities, clock.now());
+        restore::begin_anew(&inner.committer, &inner.replica, &inner.entropy, from, also)
+            .await
+            .map_err(AuthorityError::Restore)
+    }
+
+    /// Notes beside the keys where the history is, if authorities changed since the last note, or anything if `all` is set.
+    /// A note that cannot be written is an older one, which tells of fewer restores and of none that was not.
+    pub(super) async fn note(&self, all: bool) {
+        let inner = &self.inner;
+        let state = inner.replica.latest();
+        let (authorities, position) = (journal::noted(&state, inner.owner), state.position());
+        let is_known = |note: &Note| {
+            note.history == position.history.0
+                && note.authorities == authorities
+                && (note.revision == position.revision || !all)
+        };
+        if inner.keys.noted().as_ref().is_some_and(is_known) {
+            return;
+        }
+        let note =
+            Note { history: position.history.0, revision: position.revision, digest: position.digest, authorities };
+        if let Err(error) = inner.keys.note(note).await {
+            tracing::warn!(
+                error = runtime::telemetry::chain(&error),
+                "The position of the data store could not be noted beside the keys: a restore from a backup may go unnoticed"
+            );
+        }
     }
 
     /// Brings keys and journal together after a start: authorities without key or publication are lost. No key is removed:

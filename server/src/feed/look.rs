@@ -83,7 +83,8 @@ pub fn touched<'c>(before: &State, after: &State, changes: impl IntoIterator<Ite
             | Change::PutToken(_)
             | Change::RemoveToken(_)
             | Change::PutSlot(_)
-            | Change::RemoveSlot { .. } => continue,
+            | Change::RemoveSlot { .. }
+            | Change::BeginHistory(_) => continue,
         };
         let held = states.into_iter().filter_map(|state| state.entry(id));
         if held.chain(put).any(|entry| decides(entry)) || touched.len() == MOST_TOUCHED {

@@ -48,6 +48,7 @@ fn agent(number: u8, selectors: u8, ordinal: u64) -> Arc<Agent> {
         expires_at: now() + Duration::from_secs(9),
         can_reattest: true,
         version: "".into(),
+        history: None,
     })
 }
 

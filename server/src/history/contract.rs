@@ -11,8 +11,8 @@ use futures_util::StreamExt;
 
 use super::memory::Keep;
 use super::{
-    Appended, Group, Kind, MAX_GROUP_BYTES, MAX_PART_RECORDS, MAX_VALUE_BYTES, Position, Record, RecordKey, Store,
-    StoreError, Urgency, Write,
+    Appended, Group, HistoryId, Kind, MAX_GROUP_BYTES, MAX_PART_RECORDS, MAX_VALUE_BYTES, Position, Record, RecordKey,
+    Store, StoreError, Urgency, Write,
 };
 use crate::state::model::Scope;
 
@@ -65,6 +65,26 @@ pub(super) async fn run<S: Store + 'static, F: Future<Output = S>>(fresh: impl F
     shows_every_group_to_watchers(Arc::new(fresh().await)).await;
     forgets_old_groups_and_says_so(&fresh().await).await;
     tells_a_fork(&fresh().await).await;
+    goes_on_under_another_id(&fresh().await).await;
+}
+
+async fn goes_on_under_another_id(store: &dyn Store) {
+    let start = store.head().await.unwrap();
+    let one = commit(store, &start, &group(1, 0, vec![put(b"a", b"1")])).await;
+    let next = HistoryId([0x5a; 16]);
+    let begun = Group::beginning(Some(next), [2; 16], at(1), Urgency::Shrinking, vec![vec![put(b"b", b"2")]]);
+    assert_eq!(Group::decode(begun.encoded().clone()).unwrap().history(), Some(next));
+    let two = commit(store, &one, &begun).await;
+    assert_eq!((two.history, two.revision), (next, 2));
+    let three = commit(store, &two, &group(3, 2, vec![put(b"c", b"3")])).await;
+    assert_eq!(three.history, next);
+    let (position, records) = records(store).await;
+    assert_eq!((position, records.len()), (three, 3));
+    // Who followed the old history loads the new one.
+    assert!(matches!(store.watch(one).next().await, Some(Err(StoreError::Forked))));
+    let change = store.watch(two).next().await.unwrap().unwrap();
+    assert_eq!((change.position, change.group.history()), (three, None));
+    assert_eq!(store.append(&one, &group(4, 3, vec![put(b"d", b"4")])).await.unwrap(), Appended::Moved);
 }
 
 async fn begins_empty(store: &dyn Store) {

@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime};
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
 
-use super::StoreError;
 use super::record::RecordError;
+use super::{HistoryId, StoreError};
 use crate::state::model::Scope;
 
 /// What kind of thing a record is about. The numbers are part of the persisted form.
@@ -121,6 +121,7 @@ pub struct Group {
     id: GroupId,
     at: SystemTime,
     urgency: Urgency,
+    history: Option<HistoryId>,
     parts: Vec<Vec<Write>>,
     encoded: Bytes,
 }
@@ -135,6 +136,8 @@ struct GroupRecord {
     at_nanoseconds: u32,
     #[prost(message, repeated, tag = "4")]
     parts: Vec<PartRecord>,
+    #[prost(bytes = "bytes", optional, tag = "5")]
+    history: Option<Bytes>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -154,6 +157,17 @@ struct WriteRecord {
 impl Group {
     /// A group of parts, stamped `at`.
     pub fn new(id: GroupId, at: SystemTime, urgency: Urgency, parts: Vec<Vec<Write>>) -> Self {
+        Self::beginning(None, id, at, urgency, parts)
+    }
+
+    /// A group of parts, stamped `at`, from which on the history has the id `history` if one is given.
+    pub fn beginning(
+        history: Option<HistoryId>,
+        id: GroupId,
+        at: SystemTime,
+        urgency: Urgency,
+        parts: Vec<Vec<Write>>,
+    ) -> Self {
         let (at_seconds, at_nanoseconds) = seconds_of(at);
         let record = GroupRecord {
             id: Bytes::copy_from_slice(&id),
@@ -163,9 +177,10 @@ impl Group {
                 .iter()
                 .map(|writes| PartRecord { writes: writes.iter().map(WriteRecord::of).collect() })
                 .collect(),
+            history: history.map(|history| Bytes::copy_from_slice(&history.0)),
         };
         let encoded = Bytes::from(record.encode_to_vec());
-        Self { id, at, urgency, parts, encoded }
+        Self { id, at, urgency, history, parts, encoded }
     }
 
     /// Reads back what [`Group::encoded`] gave.
@@ -176,12 +191,14 @@ impl Group {
         let record = GroupRecord::decode(encoded.clone()).map_err(RecordError::Group)?;
         let id = GroupId::try_from(record.id.as_ref()).map_err(|_| RecordError::Key)?;
         let at = time_of(record.at_seconds, record.at_nanoseconds).ok_or(RecordError::Time)?;
+        let history = record.history.map(|id| id.as_ref().try_into().map(HistoryId)).transpose();
+        let history = history.map_err(|_| RecordError::Key)?;
         let parts = record
             .parts
             .into_iter()
             .map(|part| part.writes.into_iter().map(WriteRecord::write).collect())
             .collect::<Result<_, _>>()?;
-        Ok(Self { id, at, urgency: Urgency::Normal, parts, encoded })
+        Ok(Self { id, at, urgency: Urgency::Normal, history, parts, encoded })
     }
 
     /// The random id.
@@ -192,6 +209,11 @@ impl Group {
     /// The stamp.
     pub fn at(&self) -> SystemTime {
         self.at
+    }
+
+    /// The id that the history has from here on, if that changes.
+    pub fn history(&self) -> Option<HistoryId> {
+        self.history
     }
 
     /// How much it matters when space is short; not part of what is stored.

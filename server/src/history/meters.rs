@@ -69,7 +69,8 @@ impl Operation {
             | Change::PutJwtAuthority { .. }
             | Change::RemoveJwtAuthority { .. }
             | Change::PutSlot(_)
-            | Change::RemoveSlot { .. } => return None,
+            | Change::RemoveSlot { .. }
+            | Change::BeginHistory(_) => return None,
         })
     }
 }

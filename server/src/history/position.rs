@@ -6,7 +6,7 @@ use aws_lc_rs::digest;
 
 use super::Group;
 
-/// Names one history. Random; made with the store, and anew by every restore from a backup.
+/// Names one history. Random; made with the store, and anew when a restore from a backup is noticed.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HistoryId(pub [u8; 16]);
 
@@ -36,14 +36,18 @@ impl Position {
         Self { history, revision: 0, digest: [0; 32] }
     }
 
-    /// The position after `group` is committed here.
+    /// The position after `group` is committed here; a group may say that the history goes on under another id.
     pub fn after(&self, group: &Group) -> Self {
         let mut context = digest::Context::new(&digest::SHA256);
         context.update(&self.digest);
         context.update(group.encoded());
         let mut chained = [0; 32];
         chained.copy_from_slice(context.finish().as_ref());
-        Self { history: self.history, revision: self.revision.saturating_add(1), digest: chained }
+        Self {
+            history: group.history().unwrap_or(self.history),
+            revision: self.revision.saturating_add(1),
+            digest: chained,
+        }
     }
 }
 

@@ -90,14 +90,8 @@ pub enum RecordError {
 /// The format that is written, and the newest that is read, of each kind.
 const fn version_of(kind: Kind) -> u16 {
     match kind {
-        Kind::Meta
-        | Kind::Entry
-        | Kind::Agent
-        | Kind::Token
-        | Kind::Bundle
-        | Kind::X509Authority
-        | Kind::JwtAuthority
-        | Kind::Slot => 1,
+        Kind::Meta | Kind::Agent => 2,
+        Kind::Entry | Kind::Token | Kind::Bundle | Kind::X509Authority | Kind::JwtAuthority | Kind::Slot => 1,
     }
 }
 
@@ -206,6 +200,8 @@ pub fn write_of(before: &State, scope: &Scope, change: &Change) -> Option<Write>
             put(id, &SlotRecord::of(slot))
         }
         Change::RemoveSlot { owner, kind, authority_id } => Write::Delete(slot_key(scope, *owner, *kind, authority_id)),
+        // The committer's own record says so, and the group.
+        Change::BeginHistory(_) => return None,
     })
 }
 
@@ -228,6 +224,6 @@ pub fn writes_of(before: &State, scope: &Scope, change: &Change) -> Vec<Write> {
 
 /// The committer's own record, written with each group; `at` is for people who look into a store.
 pub fn meta_of(state: &State, at: SystemTime) -> Write {
-    let message = MetaRecord::of(state.trust_domain(), at, state.next_ordinal());
+    let message = MetaRecord::of(state, at);
     put(key(&Scope::trust_domain(), Kind::Meta, Bytes::new()), &message)
 }

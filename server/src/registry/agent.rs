@@ -91,6 +91,7 @@ pub fn attest(state: &State, attestation: &Attestation, now: SystemTime) -> Resu
         expires_at: attestation.expires_at,
         can_reattest: attestation.can_reattest,
         version: known.map_or_else(|| Arc::from(""), |agent| Arc::clone(&agent.version)),
+        history: Some(state.position().history),
     })));
     if let Some(hash) = attestation.token {
         let token = state.token(&hash).ok_or(Refusal::TokenUnknown)?;
@@ -121,7 +122,7 @@ fn alias_entry(
     Some(Entry {
         id: Arc::clone(&attestation.alias_entry_id),
         ordinal,
-        revision: 0,
+        revision: state.revision_floor(),
         spiffe_id: alias.clone(),
         parent_id: attestation.id.clone(),
         selectors,
@@ -157,6 +158,7 @@ fn whole_seconds(time: SystemTime) -> SystemTime {
 /// [`Refusal::NotAttested`], [`Refusal::Banned`] or [`Refusal::MustReattest`].
 pub fn renew(state: &State, id: &SpiffeId, serial: Serial, expires_at: SystemTime) -> Result<Part, Refusal> {
     let mut agent = renewable(state, id)?.clone();
+    agent.history = Some(state.position().history);
     if let Standing::Active { pending, .. } = &mut agent.standing {
         if pending.len() >= MAX_PENDING_SERIALS {
             pending.drain(..=pending.len() - MAX_PENDING_SERIALS);
@@ -178,22 +180,61 @@ pub fn renewable<'a>(state: &'a State, id: &SpiffeId) -> Result<&'a Agent, Refus
     if agent.can_reattest { Err(Refusal::MustReattest) } else { Ok(agent) }
 }
 
-/// Records the first use of the renewed certificate `serial`: it becomes current, and all others are void.
-/// Nothing changes if it is current already.
+/// What a certificate of an agent is to us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// The one in use.
+    Current,
+    /// Its first use, which [`promote`] records.
+    First,
+}
+
+/// What the certificate `serial` of the agent `id` is, which ends at `not_after`.
+///
+/// After a restore from a backup, agents hold certificates that the lost branch gave them. The first one that an agent
+/// uses counts as a renewal if it ends later than all that are known of it, and nothing was recorded of the agent since
+/// the restore: whoever attested or renewed here has what it needs.
 ///
 /// # Errors
 /// [`Refusal::NotAttested`], [`Refusal::Banned`] or [`Refusal::NotActive`].
-pub fn promote(state: &State, id: &SpiffeId, serial: Serial) -> Result<Part, Refusal> {
+pub fn use_of(state: &State, id: &SpiffeId, serial: Serial, not_after: SystemTime) -> Result<Use, Refusal> {
     let agent = state.agent(id).ok_or(Refusal::NotAttested)?;
-    let Standing::Active { serial: current, pending, .. } = &agent.standing else {
+    let Standing::Active { serial: current, expires_at, pending } = &agent.standing else {
         return Err(Refusal::Banned);
     };
     if *current == serial {
+        return Ok(Use::Current);
+    }
+    if pending.iter().any(|held| held.serial == serial) {
+        return Ok(Use::First);
+    }
+    let untouched = state.restored_from().is_some() && agent.history != Some(state.position().history);
+    let known_until = pending.iter().map(|held| held.expires_at).fold(*expires_at, SystemTime::max);
+    if untouched && not_after > known_until { Ok(Use::First) } else { Err(Refusal::NotActive) }
+}
+
+/// Records the first use of the certificate `serial`: it becomes current, and all others are void. Nothing changes if it
+/// is current already.
+///
+/// # Errors
+/// As [`use_of`].
+pub fn promote(state: &State, id: &SpiffeId, serial: Serial, not_after: SystemTime) -> Result<Part, Refusal> {
+    if use_of(state, id, serial, not_after)? == Use::Current {
         return Ok(Part::unchanged());
     }
-    let used = pending.iter().find(|held| held.serial == serial).ok_or(Refusal::NotActive)?;
-    let standing = Standing::Active { serial: used.serial, expires_at: used.expires_at, pending: Vec::new() };
-    let agent = Agent { standing, expires_at: used.expires_at, ..Agent::clone(agent) };
+    let agent = state.agent(id).ok_or(Refusal::NotAttested)?;
+    let expires_at = match &agent.standing {
+        Standing::Active { pending, .. } => {
+            pending.iter().find(|held| held.serial == serial).map_or(not_after, |held| held.expires_at)
+        }
+        Standing::Banned => return Err(Refusal::Banned),
+    };
+    let agent = Agent {
+        standing: Standing::Active { serial, expires_at, pending: Vec::new() },
+        expires_at,
+        history: Some(state.position().history),
+        ..Agent::clone(agent)
+    };
     Ok(Part::new(vec![Change::PutAgent(Arc::new(agent))]))
 }
 

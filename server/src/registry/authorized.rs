@@ -174,7 +174,11 @@ pub fn agents_concerned_by<'c>(
                 }
                 above.iter_mut().for_each(|above| above.climb_from_federating(trust_domain, &mut agents));
             }
-            Change::PutToken(_) | Change::RemoveToken(_) | Change::PutSlot(_) | Change::RemoveSlot { .. } => {}
+            Change::PutToken(_)
+            | Change::RemoveToken(_)
+            | Change::PutSlot(_)
+            | Change::RemoveSlot { .. }
+            | Change::BeginHistory(_) => {}
         }
     }
     Concerned::Agents(agents)

@@ -320,7 +320,7 @@ impl NewEntry {
         Entry {
             id: Arc::clone(&self.id),
             ordinal: state.next_ordinal(),
-            revision: 0,
+            revision: state.revision_floor(),
             spiffe_id: self.spiffe_id.clone(),
             parent_id: state.shared_parent(&self.parent_id),
             selectors: self.selectors.clone(),

@@ -8,7 +8,7 @@ use super::bundles::HeldBundle;
 use super::index::{Index, hash_of, likeness};
 use super::model::{Agent, AuthorityKind, AuthoritySlot, Change, Entry, JoinToken, KeyOwner, Part, Standing};
 use super::{Ending, State};
-use crate::history::Position;
+use crate::history::{HistoryId, Position};
 
 /// Why a change cannot be applied: the decision that made it is wrong.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -29,6 +29,18 @@ pub enum Invalid {
     /// An authority for a trust domain without a bundle.
     #[error("the authority's trust domain has no bundle")]
     NoBundle,
+}
+
+/// By how much a restore raises the revisions of entries, as far as they count updates.
+pub(super) const FLOOR_STEP: i64 = 1 << 32;
+
+/// The entry with its revision counted from `floor`. Its content stays: agents that compare by it keep what they have.
+fn raised(entry: &Arc<Entry>, floor: i64) -> Arc<Entry> {
+    if entry.revision >= floor {
+        return Arc::clone(entry);
+    }
+    let revision = floor | entry.revision & (FLOOR_STEP - 1);
+    Arc::new(Entry { revision, ..Entry::clone(entry) })
 }
 
 impl State {
@@ -83,6 +95,10 @@ impl State {
             }
             Change::PutSlot(slot) => self.put_slot(slot),
             Change::RemoveSlot { owner, kind, authority_id } => self.remove_slot(*owner, *kind, authority_id),
+            Change::BeginHistory(history) => {
+                let from = std::mem::replace(&mut self.position.history, *history);
+                self.restore_origin(self.revision_floor.saturating_add(FLOOR_STEP), Some(from));
+            }
         }
         Ok(())
     }
@@ -90,6 +106,15 @@ impl State {
     /// Says that all parts of the group at `position` are applied.
     pub fn advance(&mut self, position: Position) {
         self.position = position;
+    }
+
+    /// Sets where this history came from, and raises the revisions of what is here.
+    pub(crate) fn restore_origin(&mut self, revision_floor: i64, restored_from: Option<HistoryId>) {
+        (self.revision_floor, self.restored_from) = (revision_floor, restored_from);
+        let low: Vec<_> = self.entries.values().filter(|entry| entry.revision < revision_floor).cloned().collect();
+        for entry in low {
+            self.entries.insert(entry.ordinal, raised(&entry, revision_floor));
+        }
     }
 
     /// The next ordinal is above this one.
@@ -133,7 +158,7 @@ impl State {
     /// If two of them have one ordinal.
     pub(crate) fn restore_entries(&mut self, entries: Vec<Arc<Entry>>) -> Result<(), Invalid> {
         for entry in &entries {
-            if self.entries.insert(entry.ordinal, Arc::clone(entry)).is_some() {
+            if self.entries.insert(entry.ordinal, raised(entry, self.revision_floor)).is_some() {
                 return Err(Invalid::EntryOrdinal);
             }
             self.count_past(entry.ordinal);
@@ -172,7 +197,7 @@ impl State {
             return Err(Invalid::EntryOrdinal);
         }
         self.count_past(entry.ordinal);
-        if let Some(before) = self.entries.insert(entry.ordinal, Arc::clone(entry)) {
+        if let Some(before) = self.entries.insert(entry.ordinal, raised(entry, self.revision_floor)) {
             self.unindex_entry(&before);
         }
         self.index_entry(entry);

@@ -24,7 +24,7 @@ use spiffe::selector::{Selector, SelectorSet};
 use self::bundles::HeldBundle;
 use self::index::{Index, hash_of, likeness};
 use self::model::{Agent, AuthorityKind, AuthoritySlot, Entry, JoinToken, KeyOwner};
-use crate::history::Position;
+use crate::history::{HistoryId, Position};
 
 pub use self::apply::Invalid;
 
@@ -46,6 +46,8 @@ pub struct State {
     server_id: SpiffeId,
     position: Position,
     next_ordinal: u64,
+    revision_floor: i64,
+    restored_from: Option<HistoryId>,
     entries: OrdMap<u64, Arc<Entry>>,
     entries_by_id: Index,
     entries_by_parent: Index,
@@ -74,6 +76,8 @@ impl State {
             trust_domain,
             position,
             next_ordinal: 1,
+            revision_floor: 0,
+            restored_from: None,
             entries: OrdMap::new(),
             entries_by_id: Index::default(),
             entries_by_parent: Index::default(),
@@ -110,6 +114,17 @@ impl State {
     /// The ordinal that the next new record gets. A part that makes several counts on from here.
     pub fn next_ordinal(&self) -> u64 {
         self.next_ordinal
+    }
+
+    /// The revision that a new entry has, and the least of all: a multiple of 2^32 that grows with each restore that was
+    /// noticed, so that who compares revision numbers sees every entry change.
+    pub fn revision_floor(&self) -> i64 {
+        self.revision_floor
+    }
+
+    /// The history that this one went on from, if a restored backup began it.
+    pub fn restored_from(&self) -> Option<HistoryId> {
+        self.restored_from
     }
 
     /// The entry with this id.

@@ -13,6 +13,7 @@ use spiffe::selector::SelectorSet;
 use spiffe::x509::Serial;
 
 pub use super::content::Content;
+use crate::history::HistoryId;
 
 /// Whose part of the trust domain something belongs to.
 ///
@@ -48,7 +49,7 @@ pub struct Entry {
     pub id: EntryId,
     /// Position in the order of creation; orders lists and page tokens.
     pub ordinal: u64,
-    /// 0 at creation, one more with each update.
+    /// One more with each update, from [`State::revision_floor`](super::State::revision_floor) on.
     pub revision: i64,
     /// The identity that a matching workload gets.
     pub spiffe_id: SpiffeId,
@@ -140,6 +141,8 @@ pub struct Agent {
     pub can_reattest: bool,
     /// The software version that the agent told; may be empty.
     pub version: Arc<str>,
+    /// The history in which a certificate of it was recorded last; none if an older version did.
+    pub history: Option<HistoryId>,
 }
 
 impl Agent {
@@ -297,6 +300,9 @@ pub enum Change {
         /// The authority's id.
         authority_id: Arc<str>,
     },
+    /// Says that the history goes on under another id: what is here came back from a backup, and whoever knows a later
+    /// position of the old history knows a branch that is lost.
+    BeginHistory(HistoryId),
 }
 
 /// What one proposal changes, all of it or nothing.

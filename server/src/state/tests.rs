@@ -75,6 +75,7 @@ fn agent(number: u8, shape: &Shape) -> Agent {
         expires_at: at(u64::from(shape.ends)),
         can_reattest: shape.name > 1,
         version: if shape.parent == 2 { "1.0".into() } else { "".into() },
+        history: (shape.parent == 3).then_some(HistoryId([3; 16])),
     }
 }
 
@@ -472,4 +473,33 @@ fn a_newer_record_is_refused_with_a_sentence() {
     let bytes = Bytes::from_static(b"-\0\x63id");
     let error = crate::history::RecordKey::from_bytes(&bytes).unwrap_err();
     assert!(matches!(error, record::RecordError::NewerKind { number: 0x63 }), "{error:?}");
+}
+
+#[test]
+fn a_restore_raises_every_revision_and_changes_no_content() {
+    let shape = Shape { name: 1, parent: 1, selectors: [1].into(), federates: BTreeSet::new(), ends: 9 };
+    let mut state = start();
+    let put = |number: u8, revision| {
+        let entry = Entry { ordinal: u64::from(number), revision, ..entry(number, &shape) };
+        Change::PutEntry(Arc::new(entry))
+    };
+    state.apply(&Part::new(vec![put(1, 0), put(2, 7)])).unwrap();
+    let contents = |state: &State| state.entries().map(|entry| *entry.content()).collect::<Vec<_>>();
+    let revisions = |state: &State| state.entries().map(|entry| entry.revision).collect::<Vec<_>>();
+    let before = contents(&state);
+    state.apply(&Part::new(vec![Change::BeginHistory(HistoryId([9; 16]))])).unwrap();
+    let floor = 1_i64 << 32;
+    assert_eq!((state.revision_floor(), state.restored_from()), (floor, Some(HistoryId([1; 16]))));
+    assert_eq!(state.position().history, HistoryId([9; 16]));
+    assert_eq!(revisions(&state), [floor, floor + 7]);
+    assert_eq!(contents(&state), before);
+    state.apply(&Part::new(vec![put(2, floor + 8), put(3, 0)])).unwrap();
+    assert_eq!(revisions(&state), [floor, floor + 8, floor]);
+    state.apply(&Part::new(vec![Change::BeginHistory(HistoryId([8; 16]))])).unwrap();
+    assert_eq!(revisions(&state), [2 * floor, 2 * floor + 8, 2 * floor]);
+    // As it is read back: what was written before a restore has its old revision.
+    let mut loaded = start();
+    loaded.restore_origin(floor, Some(HistoryId([1; 16])));
+    loaded.restore_entries(vec![Arc::new(Entry { ordinal: 2, revision: 7, ..entry(2, &shape) })]).unwrap();
+    assert_eq!(revisions(&loaded), [floor + 7]);
 }

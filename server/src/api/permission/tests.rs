@@ -14,7 +14,7 @@ use transport::serve::Ending;
 
 use super::*;
 use crate::history::{HistoryId, Position};
-use crate::state::model::{Agent, Change, Entry, Part, PendingSerial, Scope};
+use crate::state::model::{Agent, Change, Entry, Part, PendingSerial, Scope, Standing};
 
 const NOW: Duration = Duration::from_secs(1_000_000);
 
@@ -62,6 +62,7 @@ fn agent(state: &State, name: &str, standing: Standing) -> Change {
         expires_at: now() + Duration::from_secs(60),
         can_reattest: false,
         version: "".into(),
+        history: None,
     }))
 }
 

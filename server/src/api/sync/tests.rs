@@ -72,6 +72,7 @@ fn agent(history: &History, standing: Standing) -> Change {
         expires_at: history.now() + Duration::from_secs(86_400),
         can_reattest: true,
         version: "".into(),
+        history: None,
     }))
 }
 
@@ -278,6 +279,29 @@ async fn an_agent_that_is_ahead_of_the_only_server_is_compared_at_once() {
     let mut stream = server.connect(hello([9; 32], Some(ahead))).await.unwrap();
     assert!(matches!(stream.next().await.unwrap(), Answer::Compare(_)));
     assert_eq!(Instant::now(), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_is_ahead_makes_the_history_begin_anew_once() {
+    let server = Server::start().await;
+    let history = || server.history.replica().latest().position().history;
+    let first = history();
+    let token = model::JoinToken { hash: [1; 32], expires_at: server.history.now() + HEARTBEAT, alias: None };
+    server.history.commit(Part::new(vec![Change::PutToken(token)])).await;
+    let ahead = || {
+        let mut ahead = position(server.history.replica().latest().position());
+        ahead.revision += 5;
+        hello([9; 32], Some(ahead))
+    };
+    let mut stream = server.connect(ahead()).await.unwrap();
+    assert!(matches!(stream.next().await.unwrap(), Answer::Compare(_)));
+    let second = history();
+    let state = server.history.replica().latest();
+    assert_eq!((second != first, state.restored_from(), state.tokens().count()), (true, Some(first), 0));
+    assert_eq!(state.entry("entry-1").unwrap().revision, 1 << 32);
+    let mut stream = server.connect(ahead()).await.unwrap();
+    assert!(matches!(stream.next().await.unwrap(), Answer::Compare(_)));
+    assert_eq!(history(), second);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,8 +1,8 @@
 //! Signing keys in one JSON file.
 //!
-//! The file is an object `{"keys": {id: base64 of PKCS#8 DER}, "owner": 32 hex digits, "history": 32 hex digits}`, mode
-//! 0600, replaced as a whole by rename after fsync. `owner` names the key set, `history` the data store beside which it
-//! was used last. Files written by SPIRE's `disk` key manager have neither: of one that was ours before, the data store
+//! The file is an object `{"keys": {id: base64 of PKCS#8 DER}, "owner": 32 hex digits, "history": 32 hex digits, "note":
+//! {…}}`, mode 0600, replaced as a whole by rename after fsync. `owner` names the key set, `history` the data store beside
+//! which it was used last, `note` where that store was at the last change of the authorities, and those. Files written by SPIRE's `disk` key manager have neither: of one that was ours before, the data store
 //! knows whose keys are in it; another gets both at the first start.
 
 use std::collections::BTreeMap;
@@ -19,7 +19,8 @@ use spiffe::x509::PrivateKey;
 use zeroize::{Zeroize as _, Zeroizing};
 
 use super::local::{Keys, LocalKey, public_halves};
-use super::{FileError, KeyError, KeySet, KeyType, PublicKey, Signer, SigningKeys, is_ours};
+use super::note::WrittenNote;
+use super::{FileError, KeyError, KeySet, KeyType, Note, PublicKey, Signer, SigningKeys, is_ours};
 
 /// What the file says.
 #[derive(Default, Serialize, Deserialize)]
@@ -30,6 +31,8 @@ struct File {
     owner: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     history: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    note: Option<WrittenNote>,
 }
 
 impl File {
@@ -55,6 +58,7 @@ struct Inner {
     /// The file names the owner.
     named: bool,
     history: Option<[u8; 16]>,
+    note: Option<Note>,
     secrets: BTreeMap<String, PrivateKey>,
     keys: Keys,
 }
@@ -89,12 +93,13 @@ impl DiskKeys {
         }
         let known = name("owner", file.owner.as_deref()).map_err(damaged)?;
         let history = name("history", file.history.as_deref()).map_err(damaged)?;
+        let note = file.note.as_ref().map(WrittenNote::read).transpose().map_err(damaged)?;
         let owner = known.unwrap_or_else(|| {
             let mut owner = [0; 16];
             entropy.fill(&mut owner);
             owner
         });
-        let inner = Inner { path: path.to_owned(), owner, named: known.is_some(), history, secrets, keys };
+        let inner = Inner { path: path.to_owned(), owner, named: known.is_some(), history, note, secrets, keys };
         Ok(Self { inner: Arc::new(Mutex::new(inner)) })
     }
 
@@ -146,7 +151,7 @@ fn read_key(text: &str) -> Result<(PrivateKey, LocalKey), KeyError> {
 }
 
 /// 32 hex digits to 16 bytes.
-fn name(field: &'static str, text: Option<&str>) -> Result<Option<[u8; 16]>, FileError> {
+pub(super) fn name(field: &'static str, text: Option<&str>) -> Result<Option<[u8; 16]>, FileError> {
     let Some(text) = text else { return Ok(None) };
     // The parser would take a sign, too.
     let digits = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -154,7 +159,7 @@ fn name(field: &'static str, text: Option<&str>) -> Result<Option<[u8; 16]>, Fil
     number.map(|number| Some(number.to_be_bytes())).ok_or(FileError::Name { field })
 }
 
-fn hex(name: [u8; 16]) -> String {
+pub(super) fn hex(name: [u8; 16]) -> String {
     format!("{:032x}", u128::from_be_bytes(name))
 }
 
@@ -165,6 +170,7 @@ impl Inner {
             keys: self.secrets.iter().map(|(id, key)| (id.clone(), STANDARD.encode(key.expose_pkcs8()))).collect(),
             owner: Some(hex(self.owner)),
             history: self.history.map(hex),
+            note: self.note.as_ref().map(WrittenNote::of),
         };
         let text = Zeroizing::new(serde_json::to_vec_pretty(&file).map_err(KeyError::Format)?);
         runtime::keyfile::write(&self.path, &text).map_err(KeyError::File)
@@ -218,12 +224,26 @@ impl SigningKeys for DiskKeys {
         let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.keys.get(id).map(|key| Arc::clone(key) as Arc<dyn Signer>)
     }
+
+    fn noted(&self) -> Option<Note> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner).note.clone()
+    }
+
+    async fn note(&self, note: Note) -> Result<(), KeyError> {
+        self.blocking(move |inner| {
+            let before = (inner.note.replace(note.clone()), inner.history.replace(note.history));
+            inner.write().inspect_err(|_| (inner.note, inner.history) = before)
+        })
+        .await
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
+    use std::time::{Duration, SystemTime};
 
+    use super::super::NotedAuthority;
     use super::*;
 
     /// The id of a key as this server makes them.
@@ -363,6 +383,51 @@ mod tests {
         assert_eq!(keys.public().await.unwrap().owner, owner);
         drop(keys);
         assert_eq!(DiskKeys::open(&path, &entropy).unwrap().public().await.unwrap().owner, owner);
+    }
+
+    #[tokio::test]
+    async fn a_note_survives_a_restart_and_names_the_history() {
+        let entropy = Entropy::system();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("keys.json");
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let x509 = NotedAuthority {
+            authority_id: "aa".into(),
+            key_id: OURS.into(),
+            issued_at: at(1_700_000_000),
+            not_after: at(1_800_000_000),
+            certificate: Some(Bytes::from_static(b"certificate")),
+            upstream_chain: vec![Bytes::from_static(b"above")],
+            public_key: Bytes::from_static(b"key"),
+            tainted: true,
+        };
+        let jwt = NotedAuthority { certificate: None, upstream_chain: Vec::new(), tainted: false, ..x509.clone() };
+        let note = Note { history: [3; 16], revision: 7, digest: [9; 32], authorities: vec![x509, jwt] };
+        let keys = DiskKeys::open(&path, &entropy).unwrap();
+        assert_eq!(keys.noted(), None);
+        keys.belong_to(Some([1; 16]), &[]).unwrap();
+        keys.create(OURS, KeyType::EcP256).await.unwrap();
+        keys.note(note.clone()).await.unwrap();
+        drop(keys);
+        let keys = DiskKeys::open(&path, &entropy).unwrap();
+        assert_eq!(keys.noted(), Some(note));
+        assert_eq!(keys.public().await.unwrap().keys.len(), 1);
+        keys.belong_to(Some([3; 16]), &[]).unwrap();
+        drop(keys);
+        let written: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        for (field, wrong, expected) in [
+            ("digest", "AAAA", FileError::Note { field: "digest" }),
+            ("digest", "?", FileError::Note { field: "digest" }),
+            ("history", "x", FileError::Name { field: "history" }),
+        ] {
+            let mut file = written.clone();
+            file["note"][field] = wrong.into();
+            runtime::keyfile::write(&path, file.to_string().as_bytes()).unwrap();
+            match DiskKeys::open(&path, &entropy).err() {
+                Some(KeyError::Damaged { source, .. }) => assert_eq!(source, expected),
+                other => panic!("{other:?}"),
+            }
+        }
     }
 
     #[tokio::test]

@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -12,6 +13,7 @@ use bytes::Bytes;
 pub mod disk;
 pub mod local;
 pub mod memory;
+mod note;
 
 #[cfg(test)]
 mod contract;
@@ -81,6 +83,41 @@ pub trait Signer: Send + Sync {
     fn sign_jws(&self, message: &[u8]) -> Result<Vec<u8>, KeyError>;
 }
 
+/// An authority as it is noted beside the keys: enough to publish it again, and nothing secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotedAuthority {
+    /// X.509: the subject key id in lower-case hex. JWT: the `kid`.
+    pub authority_id: Arc<str>,
+    /// Name of its key.
+    pub key_id: Arc<str>,
+    /// When it was made, in whole seconds.
+    pub issued_at: SystemTime,
+    /// When it ends, in whole seconds.
+    pub not_after: SystemTime,
+    /// X.509: its certificate, DER. A JWT authority has none.
+    pub certificate: Option<Bytes>,
+    /// X.509 below an upstream authority: the intermediates, DER, nearest first.
+    pub upstream_chain: Vec<Bytes>,
+    /// Its public key, PKIX DER.
+    pub public_key: Bytes,
+    /// Whether it is to be used no more.
+    pub tainted: bool,
+}
+
+/// What is noted beside the keys after each change of their authorities: a data store that is older was restored from a
+/// backup, and knows less of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Note {
+    /// Id of the history.
+    pub history: [u8; 16],
+    /// The newest position then.
+    pub revision: u64,
+    /// Its digest.
+    pub digest: [u8; 32],
+    /// The published authorities of this key set, oldest first.
+    pub authorities: Vec<NotedAuthority>,
+}
+
 /// A place for signing keys.
 #[async_trait]
 pub trait SigningKeys: Send + Sync {
@@ -104,6 +141,19 @@ pub trait SigningKeys: Send + Sync {
 
     /// What signs with key `id`, or nothing if there is no such key.
     fn signer(&self, id: &str) -> Option<Arc<dyn Signer>>;
+
+    /// What was noted last; none if nothing was, or if this place ends with the process.
+    fn noted(&self) -> Option<Note> {
+        None
+    }
+
+    /// Replaces the note, durably, if this place does not end with the process.
+    ///
+    /// # Errors
+    /// If it cannot be written; the note before it stays.
+    async fn note(&self, _note: Note) -> Result<(), KeyError> {
+        Ok(())
+    }
 }
 
 /// What is wrong with a key file. Nothing of its content is told: it may be a key.
@@ -117,6 +167,12 @@ pub enum FileError {
         line: usize,
         /// Where in the line, counted from 1.
         column: usize,
+    },
+    /// Something of its note cannot be read.
+    #[error("its \"note\" has a malformed \"{field}\"")]
+    Note {
+        /// The field.
+        field: &'static str,
     },
     /// What names its key set or data store is no such name.
     #[error("its \"{field}\" is not 32 hexadecimal digits")]

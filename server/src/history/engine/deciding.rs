@@ -92,7 +92,9 @@ impl Core {
             if let Some(last) = writes.last_mut() {
                 last.push(record::meta_of(&round.state, round.now));
             }
-            let group = Group::new(self.entropy.bytes(), round.now, round.urgency, writes);
+            let history = round.state.position().history;
+            let begun = (history != self.state.position().history).then_some(history);
+            let group = Group::beginning(begun, self.entropy.bytes(), round.now, round.urgency, writes);
             let done = self.append(&group, queue, shutdown).await;
             if let Some(ended) = done.ended() {
                 self.meters.record(&round.tally, ended, began.elapsed());

@@ -100,8 +100,12 @@ impl Core {
     fn applied(&mut self, change: &Change) -> Result<(State, Vec<SharedPart>), StoreError> {
         let mut state = State::clone(&self.state);
         let mut parts = Vec::new();
+        let mut begun = change.group.history().map(crate::state::model::Change::BeginHistory);
         for writes in change.group.parts() {
-            let mut changes = Vec::new();
+            let mut changes: Vec<_> = begun.take().into_iter().collect();
+            for change in &changes {
+                state.apply_change(change).map_err(record::RecordError::from)?;
+            }
             for write in writes {
                 if let Some(change) = self.reader.change_of(&state, write)? {
                     state.apply_change(&change).map_err(record::RecordError::from)?;

@@ -65,6 +65,7 @@ fn agent() -> Change {
         expires_at: at(2_000),
         can_reattest: false,
         version: "".into(),
+        history: None,
     }))
 }
 

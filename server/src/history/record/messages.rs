@@ -10,7 +10,9 @@ use spiffe::selector::SelectorSet;
 use spiffe::x509::Serial;
 
 use super::RecordError;
+use crate::history::HistoryId;
 use crate::history::group::{seconds_of, time_of};
+use crate::state::State;
 use crate::state::model::{
     Agent, AuthorityKind, AuthoritySlot, Entry, JoinToken, KeyOwner, PendingSerial, SlotStatus, Standing,
 };
@@ -29,6 +31,14 @@ pub(super) struct Span {
     seconds: u64,
     #[prost(uint32, tag = "2")]
     nanoseconds: u32,
+}
+
+fn history_bytes(history: HistoryId) -> Bytes {
+    Bytes::copy_from_slice(&history.0)
+}
+
+pub(super) fn history_id(bytes: Option<&Bytes>) -> Result<Option<HistoryId>, RecordError> {
+    bytes.map(|bytes| bytes.as_ref().try_into().map(HistoryId).map_err(|_| RecordError::Number)).transpose()
 }
 
 fn moment(at: SystemTime) -> Option<Moment> {
@@ -74,11 +84,21 @@ pub(super) struct MetaRecord {
     pub(super) at: Option<Moment>,
     #[prost(uint64, tag = "3")]
     pub(super) next_ordinal: u64,
+    #[prost(int64, tag = "4")]
+    pub(super) revision_floor: i64,
+    #[prost(bytes = "bytes", optional, tag = "5")]
+    pub(super) restored_from: Option<Bytes>,
 }
 
 impl MetaRecord {
-    pub(super) fn of(trust_domain: &TrustDomain, at: SystemTime, next_ordinal: u64) -> Self {
-        Self { trust_domain: trust_domain.as_str().to_owned(), at: moment(at), next_ordinal }
+    pub(super) fn of(state: &State, at: SystemTime) -> Self {
+        Self {
+            trust_domain: state.trust_domain().as_str().to_owned(),
+            at: moment(at),
+            next_ordinal: state.next_ordinal(),
+            revision_floor: state.revision_floor(),
+            restored_from: state.restored_from().map(history_bytes),
+        }
     }
 }
 
@@ -161,6 +181,8 @@ pub(super) struct AgentRecord {
     pub(super) can_reattest: bool,
     #[prost(string, tag = "7")]
     pub(super) version: String,
+    #[prost(bytes = "bytes", optional, tag = "8")]
+    pub(super) history: Option<Bytes>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -205,6 +227,7 @@ impl AgentRecord {
             expires_at: moment(agent.expires_at),
             can_reattest: agent.can_reattest,
             version: agent.version.to_string(),
+            history: agent.history.map(history_bytes),
         }
     }
 

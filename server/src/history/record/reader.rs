@@ -13,6 +13,7 @@ use super::messages::{
     X509AuthorityRecord,
 };
 use super::{RecordError, unseal};
+use crate::history::HistoryId;
 use crate::history::group::{Kind, Record, RecordKey, Write};
 use crate::state::State;
 use crate::state::model::{Agent, AuthoritySlot, Change, Entry, JoinToken};
@@ -36,6 +37,10 @@ pub struct Meta {
     pub trust_domain: TrustDomain,
     /// The next ordinal.
     pub next_ordinal: u64,
+    /// See [`State::revision_floor`].
+    pub revision_floor: i64,
+    /// See [`State::restored_from`].
+    pub restored_from: Option<HistoryId>,
 }
 
 impl Reader {
@@ -56,6 +61,7 @@ impl Reader {
                 if let Some(last) = meta.next_ordinal.checked_sub(1) {
                     state.count_past(last);
                 }
+                state.restore_origin(meta.revision_floor, meta.restored_from);
                 return Ok(Restored::Meta(meta));
             }
             Kind::Entry => return Ok(Restored::Entry(Arc::new(self.entry(record)?))),
@@ -147,7 +153,12 @@ impl Reader {
 
     fn meta(&self, record: &Record) -> Result<Meta, RecordError> {
         let message = unseal::<MetaRecord>(record)?;
-        Ok(Meta { trust_domain: TrustDomain::parse(&message.trust_domain)?, next_ordinal: message.next_ordinal })
+        Ok(Meta {
+            trust_domain: TrustDomain::parse(&message.trust_domain)?,
+            next_ordinal: message.next_ordinal,
+            revision_floor: message.revision_floor,
+            restored_from: messages::history_id(message.restored_from.as_ref())?,
+        })
     }
 
     fn entry(&mut self, record: &Record) -> Result<Entry, RecordError> {
@@ -192,6 +203,7 @@ impl Reader {
             expires_at: messages::time(message.expires_at.as_ref())?,
             can_reattest: message.can_reattest,
             version: self.text(&message.version),
+            history: messages::history_id(message.history.as_ref())?,
         })
     }
 

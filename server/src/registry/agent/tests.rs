@@ -95,7 +95,7 @@ fn a_ban_survives_attestation_and_a_second_ban_is_no_error() {
     let banned = applied(&state, &ban(&state, &agent).unwrap());
     assert_eq!(attest(&banned, &attestation("2", None, false), at(1_000)).unwrap_err(), Refusal::Banned);
     assert_eq!(renew(&banned, &agent, Serial::from(2), at(9_000)).unwrap_err(), Refusal::Banned);
-    assert_eq!(promote(&banned, &agent, Serial::from(1)).unwrap_err(), Refusal::Banned);
+    assert_eq!(promote(&banned, &agent, Serial::from(1), at(5_000)).unwrap_err(), Refusal::Banned);
     assert!(ban(&banned, &agent).unwrap().changes.is_empty());
     assert_eq!(ban(&empty(), &agent).unwrap_err(), Refusal::NotAttested);
     assert_eq!(evict(&empty(), &agent).unwrap_err(), Refusal::NotAttested);
@@ -117,17 +117,17 @@ fn the_three_newest_renewals_wait_and_the_first_used_clears_the_others() {
     }
     assert_eq!(pending(&state), ["2", "3", "4"]);
     assert_eq!(state.agent(&agent).unwrap().serial(), Some(Serial::from(0)));
-    assert_eq!(promote(&state, &agent, Serial::from(1)).unwrap_err(), Refusal::NotActive);
-    let used = applied(&state, &promote(&state, &agent, Serial::from(3)).unwrap());
+    assert_eq!(promote(&state, &agent, Serial::from(1), at(5_000)).unwrap_err(), Refusal::NotActive);
+    let used = applied(&state, &promote(&state, &agent, Serial::from(3), at(5_000)).unwrap());
     assert_eq!(
         (used.agent(&agent).unwrap().serial(), used.agent(&agent).unwrap().expires_at),
         (Some(Serial::from(3)), at(9_000))
     );
     assert!(pending(&used).is_empty());
     for void in ["0", "2", "4"] {
-        assert_eq!(promote(&used, &agent, void.parse().unwrap()).unwrap_err(), Refusal::NotActive);
+        assert_eq!(promote(&used, &agent, void.parse().unwrap(), at(9_000)).unwrap_err(), Refusal::NotActive);
     }
-    assert!(promote(&used, &agent, Serial::from(3)).unwrap().changes.is_empty());
+    assert!(promote(&used, &agent, Serial::from(3), at(5_000)).unwrap().changes.is_empty());
 }
 
 proptest! {
@@ -147,7 +147,7 @@ proptest! {
             } else {
                 let serial = given[given.len().saturating_sub(1 + pick)].clone();
                 let before = state.agent(&agent).unwrap().serial().unwrap().to_string();
-                match promote(&state, &agent, serial.parse().unwrap()) {
+                match promote(&state, &agent, serial.parse().unwrap(), at(9_000)) {
                     Ok(part) => {
                         prop_assert!(!superseded.contains(&serial));
                         state = applied(&state, &part);
@@ -160,4 +160,34 @@ proptest! {
             prop_assert!(pending(&state).len() <= MAX_PENDING_SERIALS);
         }
     }
+}
+
+#[test]
+fn the_first_certificate_of_a_lost_branch_that_is_used_counts_as_a_renewal() {
+    let agent = id("/spire/agent/join_token/t");
+    let history = |number| crate::history::HistoryId([number; 16]);
+    // Certificate 1 is known until 5,000, and 2 was given to the agent and not used yet.
+    let known = attested("1");
+    let known = applied(&known, &renew(&known, &agent, Serial::from(2), at(6_000)).unwrap());
+    let restored = applied(&known, &Part::new(vec![Change::BeginHistory(history(9))]));
+    let later = |state: &State| promote(state, &agent, Serial::from(7), at(7_000));
+    assert_eq!(later(&known).unwrap_err(), Refusal::NotActive);
+    // One that ends no later than what is known may have been replaced before the backup.
+    assert_eq!(promote(&restored, &agent, Serial::from(7), at(6_000)).unwrap_err(), Refusal::NotActive);
+    let used = applied(&restored, &later(&restored).unwrap());
+    assert_eq!(used.agent(&agent).unwrap().serial(), Some(Serial::from(7)));
+    assert_eq!(used.agent(&agent).unwrap().expires_at, at(7_000));
+    // Once: another one of the lost branch comes too late.
+    assert_eq!(promote(&used, &agent, Serial::from(8), at(8_000)).unwrap_err(), Refusal::NotActive);
+    for serial in [1, 2] {
+        let used = applied(&restored, &promote(&restored, &agent, Serial::from(serial), at(6_000)).unwrap());
+        assert_eq!(later(&used).is_err(), serial == 2, "the one in use changes nothing, a first use closes the door");
+    }
+    let renewed = applied(&restored, &renew(&restored, &agent, Serial::from(3), at(6_500)).unwrap());
+    assert_eq!(later(&renewed).unwrap_err(), Refusal::NotActive);
+    let banned = applied(&restored, &ban(&restored, &agent).unwrap());
+    assert_eq!(later(&banned).unwrap_err(), Refusal::Banned);
+    // The next restore opens it again, whatever was recorded since the last one.
+    let again = applied(&renewed, &Part::new(vec![Change::BeginHistory(history(10))]));
+    assert_eq!(applied(&again, &later(&again).unwrap()).agent(&agent).unwrap().serial(), Some(Serial::from(7)));
 }

@@ -61,6 +61,7 @@ fn agent(name: &str, ordinal: u64, selectors: &[u8]) -> Agent {
         expires_at: at(100),
         can_reattest: true,
         version: "".into(),
+        history: None,
     }
 }
 

@@ -58,6 +58,7 @@ fn agent(number: u64, kind: &str, ends: u64, can_reattest: bool, banned: bool) -
         expires_at: at(ends),
         can_reattest,
         version: "".into(),
+        history: None,
     }))
 }
 
