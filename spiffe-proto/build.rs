@@ -73,6 +73,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         .bytes(".")
         .skip_debug(SECRETS)
         .codec_path("crate::codec::Protobuf")
+        .extern_path(
+            ".spire.api.server.entry.v1.GetAuthorizedEntriesResponse",
+            "crate::authorized::GetAuthorizedEntriesResponse",
+        )
+        .extern_path(
+            ".spire.api.server.entry.v1.SyncAuthorizedEntriesResponse",
+            "crate::authorized::SyncAuthorizedEntriesResponse",
+        )
         .emit_rerun_if_changed(false)
         .compile_fds(descriptors.clone())?;
 

@@ -4,6 +4,7 @@
 //! of the other protocols they stand for, so that everybody who speaks those can be spoken to. Each public
 //! module here is one package; `bytes` fields are [`bytes::Bytes`].
 
+pub mod authorized;
 pub mod codec;
 pub mod json;
 mod secret;

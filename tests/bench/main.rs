@@ -71,6 +71,8 @@ enum Part {
     Issuance,
     /// Entries: creation, memory, idling, syncs, restart.
     Entries,
+    /// What a poll costs, with few entries in the store and with many.
+    Polls,
     /// Memory of the server for each connected agent.
     Agents,
     /// Workload API: first answers, cached tokens, open streams.
@@ -149,6 +151,9 @@ async fn one_round(arguments: &Arguments, side: Side, binaries: &Binaries, repor
     }
     if wanted(arguments, Part::Entries) {
         entries(arguments, side, binaries, report).await.context("entries")?;
+    }
+    if wanted(arguments, Part::Polls) {
+        polls(arguments, side, binaries, report).await.context("polls")?;
     }
     if wanted(arguments, Part::Agents) {
         agents(arguments, side, binaries, report).await.context("agents")?;
@@ -269,7 +274,7 @@ async fn entries(arguments: &Arguments, side: Side, binaries: &Binaries, report:
     let mut server = Server::start(binaries, folder.path(), &options()).await?;
     let bench =
         node::nodes(SocketAddr::from(([127, 0, 0, 1], server.port)), &server.socket(), 1, &node::id("/bench")).await?;
-    let mut done = registry::create(&server, arguments.entries).await?;
+    let mut done = registry::create(&server, 0..arguments.entries).await?;
     let many = format!("{} entries", arguments.entries);
     report.add(side, "entries created, 50 a call", "cpu-ms each", CpuAtMost(0.12), CpuAtMost(0.05), done.cpu_ms());
     report.add(side, "entries created, 50 a call: rate", "/s", AtLeast(5_000.0), AtLeast(20_000.0), done.rate());
@@ -320,6 +325,49 @@ async fn entries(arguments: &Arguments, side: Side, binaries: &Binaries, report:
         AtMost(120.0),
         stats::memory(server.pid()?, "VmRSS")? as f64 / 1024.0,
     );
+    Ok(())
+}
+
+/// Nodes that may have 10, 100 and 1,000 entries poll: beside a tenth of the other entries, and beside all of them.
+async fn polls(arguments: &Arguments, side: Side, binaries: &Binaries, report: &mut Report) -> Result<()> {
+    use Limit::{AtMost, None, OfPeer};
+    let time = Duration::from_secs(arguments.seconds);
+    let folder = tempfile::tempdir()?;
+    let server = Server::start(binaries, folder.path(), &options()).await?;
+    let (pid, address) = (server.pid()?, SocketAddr::from(([127, 0, 0, 1], server.port)));
+    let admin = e2e::testkit::unix(&server.socket()).await?;
+    let mut nodes = Vec::new();
+    for count in [10, 100, 1000] {
+        let alias = format!("/bench/{count}");
+        let node = node::nodes(address, &server.socket(), 1, &node::id(&alias)).await?.pop().context("no node")?;
+        let mine = |n: usize| node::entry(&alias, &format!("/of/{count}/{n}"), &format!("uid:{n}"));
+        for first in (0..count).step_by(50) {
+            node::create(&admin, (first..count.min(first + 50)).map(mine).collect()).await?;
+        }
+        // The name that came with the token is an entry of its own.
+        nodes.push((count, count + 1, node));
+    }
+    let mut few = std::collections::BTreeMap::new();
+    let mut there = 0;
+    for store in [arguments.entries / 10, arguments.entries] {
+        registry::create(&server, there..store).await?;
+        there = store;
+        for (count, all, node) in &nodes {
+            node::authorized(node, *all).await?;
+            for (name, poll) in [("GetAuthorizedEntries", registry::Poll::Get), ("full sync", registry::Poll::Sync)] {
+                let done = registry::poll(pid, node, *all, poll, time).await?;
+                let what = format!("{name}, {count} entries");
+                report.add(side, &format!("{what}, store of {store}"), "cpu-ms", None, OfPeer(0.6), done.cpu_ms());
+                match few.insert(what.clone(), done.cpu_ms()) {
+                    Option::None => {}
+                    Some(before) => {
+                        let growth = done.cpu_ms() / before;
+                        report.add(side, &format!("{what}: ten times the store"), "times", None, AtMost(1.2), growth);
+                    }
+                }
+            }
+        }
+    }
     Ok(())
 }
 

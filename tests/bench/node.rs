@@ -56,7 +56,7 @@ pub async fn authorized(node: &Node, count: usize) -> Result<Vec<String>> {
     let mut client = EntryClient::new(node.channel.clone());
     e2e::testkit::wait::until("the node's entries", Duration::from_secs(30), async || {
         let answer = client.get_authorized_entries(GetAuthorizedEntriesRequest { output_mask: None }).await.ok()?;
-        let entries = answer.into_inner().entries;
+        let entries = answer.into_inner().decoded().ok()?;
         (entries.len() >= count).then(|| {
             entries
                 .into_iter()

@@ -25,6 +25,8 @@ pub enum Limit {
         /// Against the peer in the same run.
         times: f64,
     },
+    /// CPU time: must not exceed so many times that of the peer in the same run; without a peer not judged.
+    OfPeer(f64),
     /// Reported, not judged.
     None,
 }
@@ -135,6 +137,8 @@ fn number(value: f64) -> String {
 fn here(limit: Limit, slow: f64, peer: f64) -> Limit {
     match limit {
         Limit::CpuAtMost(value) => Limit::AtMost(value * slow),
+        Limit::OfPeer(times) if peer.is_finite() => Limit::AtMost(times * peer),
+        Limit::OfPeer(_) => Limit::None,
         Limit::PerCore { times, .. } if peer.is_finite() => Limit::AtLeast(times * peer),
         Limit::PerCore { value, .. } => Limit::AtLeast(value / slow),
         other => other,
@@ -145,7 +149,7 @@ fn limit(limit: Limit) -> String {
     match limit {
         Limit::AtMost(value) | Limit::CpuAtMost(value) => format!("<= {}", number(value)),
         Limit::AtLeast(value) | Limit::PerCore { value, .. } => format!(">= {}", number(value)),
-        Limit::None => String::new(),
+        Limit::OfPeer(_) | Limit::None => String::new(),
     }
 }
 
@@ -153,13 +157,15 @@ fn holds(limit: Limit, value: f64) -> bool {
     match limit {
         Limit::AtMost(bound) | Limit::CpuAtMost(bound) => value <= bound,
         Limit::AtLeast(bound) | Limit::PerCore { value: bound, .. } => value >= bound,
-        Limit::None => true,
+        Limit::OfPeer(_) | Limit::None => true,
     }
 }
 
 fn verdict(must: Limit, aim: Limit, ours: f64) -> &'static str {
     match (must, ours.is_nan()) {
-        (Limit::None, _) | (_, true) => "",
+        (_, true) => "",
+        (Limit::None, _) if matches!(aim, Limit::None) => "",
+        (Limit::None, _) if !holds(aim, ours) => "aim missed",
         (must, _) if !holds(must, ours) => "MISSED",
         _ if matches!(aim, Limit::None) => "holds",
         _ if holds(aim, ours) => "aim reached",

@@ -197,7 +197,7 @@ async fn the_clock_of_the_server_is_wrong(seconds: i64) -> Result<()> {
     let mut entries = EntryClient::new(node.connect().await?);
     let authorized = entries.get_authorized_entries(GetAuthorizedEntriesRequest::default()).await?.into_inner();
     let mut paths: Vec<String> =
-        authorized.entries.into_iter().filter_map(|entry| Some(entry.spiffe_id?.path)).collect();
+        authorized.decoded()?.into_iter().filter_map(|entry| Some(entry.spiffe_id?.path)).collect();
     paths.sort();
     assert_eq!(paths, ["/before", "/during", "/ends", "/node"]);
     node.renew().await?;

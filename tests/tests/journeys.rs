@@ -335,7 +335,7 @@ async fn more_than_500_entries_are_synced_by_revision() -> Result<()> {
     loop {
         let answer = answers.message().await?.context("the stream ended")?;
         assert!(answer.entries.is_empty(), "whole entries were sent unasked");
-        revisions.extend(answer.entry_revisions);
+        revisions.extend(answer.revisions()?);
         if !answer.more {
             break;
         }
@@ -345,7 +345,7 @@ async fn more_than_500_entries_are_synced_by_revision() -> Result<()> {
     let wanted: Vec<String> = revisions.iter().take(3).map(|revision| revision.id.clone()).collect();
     send.send(SyncAuthorizedEntriesRequest { ids: wanted.clone(), ..Default::default() }).await?;
     let answer = answers.message().await?.context("the stream ended")?;
-    let mut ids: Vec<String> = answer.entries.into_iter().map(|entry| entry.id).collect();
+    let mut ids: Vec<String> = answer.decoded()?.into_iter().map(|entry| entry.id).collect();
     ids.sort();
     let mut wanted = wanted;
     wanted.sort();

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use futures_util::{StreamExt as _, stream};
 use spiffe::id::TrustDomain;
+use spiffe_proto::authorized::SyncAuthorizedEntriesResponse;
 use spiffe_proto::bundle::bundle_client::BundleClient;
 use spiffe_proto::bundle::{GetBundleRequest, GetFederatedBundleRequest};
+use spiffe_proto::entry::SyncAuthorizedEntriesRequest;
 use spiffe_proto::entry::entry_client::EntryClient;
-use spiffe_proto::entry::{SyncAuthorizedEntriesRequest, SyncAuthorizedEntriesResponse};
 use spiffe_proto::types::EntryMask;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -77,7 +78,7 @@ async fn entries(lease: &Lease, view: &View) -> Result<Step, Status> {
     let mut offered: BTreeMap<EntryId, Version> = BTreeMap::new();
     let mut answer = answer;
     loop {
-        offered.extend(answer.entry_revisions.into_iter().map(|entry| {
+        offered.extend(answer.revisions().map_err(malformed)?.into_iter().map(|entry| {
             let version = Version { revision: entry.revision_number, created_at: entry.created_at, content: None };
             (EntryId::from(entry.id), version)
         }));
@@ -93,7 +94,7 @@ async fn entries(lease: &Lease, view: &View) -> Result<Step, Status> {
         questions.send(SyncAuthorizedEntriesRequest { output_mask: None, ids }).await.map_err(gone)?;
         loop {
             let answer = next(&mut answers).await?;
-            fetched.extend(answer.entries.into_iter().map(|entry| offer::entry(entry, None)));
+            fetched.extend(sent(&answer)?);
             if !answer.more {
                 break;
             }
@@ -109,17 +110,26 @@ async fn whole(
     answers: &mut Streaming<SyncAuthorizedEntriesResponse>,
 ) -> Result<Step, Status> {
     let (mut more, mut all) = (first.more, Vec::with_capacity(first.entries.len()));
-    all.extend(first.entries.into_iter().map(|entry| offer::entry(entry, None)));
+    all.extend(sent(&first)?);
     while more {
         let answer = next(answers).await?;
         more = answer.more;
-        all.extend(answer.entries.into_iter().map(|entry| offer::entry(entry, None)));
+        all.extend(sent(&answer)?);
     }
     let offered: BTreeMap<EntryId, Version> = all.iter().map(|entry| (entry.id.clone(), entry.version)).collect();
     let difference = view.compare(&offered);
     let wanted = |entry: &OfferedEntry| difference.fetch.binary_search(&entry.id).is_ok();
     all.retain(wanted);
     Ok(Step { entries: all, removed_entries: difference.drop, ..Step::default() })
+}
+
+/// The entries of an answer.
+fn sent(answer: &SyncAuthorizedEntriesResponse) -> Result<impl Iterator<Item = OfferedEntry>, Status> {
+    Ok(answer.decoded().map_err(malformed)?.into_iter().map(|entry| offer::entry(entry, None)))
+}
+
+fn malformed(error: prost::DecodeError) -> Status {
+    Status::internal(format!("the server's answer is malformed: {error}"))
 }
 
 async fn next(answers: &mut Streaming<SyncAuthorizedEntriesResponse>) -> Result<SyncAuthorizedEntriesResponse, Status> {

@@ -12,6 +12,7 @@ use prost::Message;
 use runtime::clock::Clock;
 use spiffe::id::{SpiffeId, TrustDomain};
 use spiffe::view::{ViewDigest, bundle_digest};
+use spiffe_proto::authorized::{SyncAuthorizedEntriesResponse, encoded};
 use spiffe_proto::{agent, entry, rpc_status, svid, sync, types};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -312,7 +313,7 @@ impl Fake {
     pub(super) async fn poll(
         self: Arc<Self>,
         request: Request<Streaming<entry::SyncAuthorizedEntriesRequest>>,
-    ) -> Result<Response<BoxStream<'static, Result<entry::SyncAuthorizedEntriesResponse, Status>>>, Status> {
+    ) -> Result<Response<BoxStream<'static, Result<SyncAuthorizedEntriesResponse, Status>>>, Status> {
         const PAGE: usize = 500;
         self.state().polls += 1;
         let mut questions = request.into_inner();
@@ -321,8 +322,8 @@ impl Fake {
         let (answers, stream) = mpsc::channel(4);
         tokio::spawn(async move {
             if all.len() <= PAGE {
-                let entries = all.into_values().collect();
-                let answer = entry::SyncAuthorizedEntriesResponse { entries, ..Default::default() };
+                let entries = encoded(all.into_values());
+                let answer = SyncAuthorizedEntriesResponse { entries, ..Default::default() };
                 let _ = answers.send(Ok(answer)).await;
                 return;
             }
@@ -336,8 +337,8 @@ impl Fake {
                 .collect();
             let pages = revisions.chunks(PAGE).len();
             for (number, page) in revisions.chunks(PAGE).enumerate() {
-                let answer = entry::SyncAuthorizedEntriesResponse {
-                    entry_revisions: page.to_vec(),
+                let answer = SyncAuthorizedEntriesResponse {
+                    entry_revisions: encoded(page.to_vec()),
                     more: number + 1 < pages,
                     ..Default::default()
                 };
@@ -345,8 +346,8 @@ impl Fake {
             }
             while let Ok(Some(question)) = questions.message().await {
                 assert!(question.ids.len() <= PAGE && question.ids.is_sorted());
-                let entries = question.ids.iter().filter_map(|id| all.get(id)).cloned().collect();
-                let answer = entry::SyncAuthorizedEntriesResponse { entries, ..Default::default() };
+                let entries = encoded(question.ids.iter().filter_map(|id| all.get(id)).cloned());
+                let answer = SyncAuthorizedEntriesResponse { entries, ..Default::default() };
                 let _ = answers.send(Ok(answer)).await;
             }
         });

@@ -1,5 +1,7 @@
 //! Between the messages of the wire and the values of the domain.
 
+pub mod encode;
+
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

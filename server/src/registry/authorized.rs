@@ -23,7 +23,9 @@ pub fn authorized(state: &State, agent: &SpiffeId, now: SystemTime) -> Vec<Arc<E
             continue;
         }
         for entry in state.entries_by_parent(name).filter(|entry| !entry.is_expired(now)) {
-            names.push(&entry.spiffe_id);
+            if state.may_be_parent(&entry.spiffe_id) {
+                names.push(&entry.spiffe_id);
+            }
             found.push(Arc::clone(entry));
         }
     }

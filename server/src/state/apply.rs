@@ -169,6 +169,7 @@ impl State {
         self.entries_by_id.insert_all(entries.iter().map(|entry| (hash_of(&*entry.id), entry.ordinal)));
         self.entries_by_parent
             .insert_all(entries.iter().map(|entry| (hash_of(entry.parent_id.as_str()), entry.ordinal)));
+        self.parents.extend(entries.iter().map(|entry| hash_of(entry.parent_id.as_str())));
         self.entries_by_spiffe_id
             .insert_all(entries.iter().map(|entry| (hash_of(entry.spiffe_id.as_str()), entry.ordinal)));
         self.entries_by_likeness.insert_all(
@@ -213,6 +214,7 @@ impl State {
 
     fn index_entry(&mut self, entry: &Entry) {
         self.each_entry_index(entry, Index::insert);
+        self.parents.insert(hash_of(entry.parent_id.as_str()));
         if let Some(at) = entry.expires_at {
             self.endings.insert((at, Ending::Entry(entry.ordinal)));
         }
@@ -220,6 +222,10 @@ impl State {
 
     fn unindex_entry(&mut self, entry: &Entry) {
         self.each_entry_index(entry, Index::remove);
+        let parent = hash_of(entry.parent_id.as_str());
+        if self.entries_by_parent.candidates(parent).next().is_none() {
+            self.parents.remove(&parent);
+        }
         if let Some(at) = entry.expires_at {
             self.endings.remove(&(at, Ending::Entry(entry.ordinal)));
         }

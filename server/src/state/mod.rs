@@ -51,6 +51,9 @@ pub struct State {
     entries: OrdMap<u64, Arc<Entry>>,
     entries_by_id: Index,
     entries_by_parent: Index,
+    // The hashes in the index above, each once: far fewer than entries, so that asking of an entry whether anything
+    // stands below it stays within the caches of a processor.
+    parents: OrdSet<u64>,
     entries_by_spiffe_id: Index,
     entries_by_likeness: Index,
     entries_by_federation: Index,
@@ -81,6 +84,7 @@ impl State {
             entries: OrdMap::new(),
             entries_by_id: Index::default(),
             entries_by_parent: Index::default(),
+            parents: OrdSet::new(),
             entries_by_spiffe_id: Index::default(),
             entries_by_likeness: Index::default(),
             entries_by_federation: Index::default(),
@@ -159,6 +163,12 @@ impl State {
     pub fn entries_by_parent<'a>(&'a self, parent: &SpiffeId) -> impl Iterator<Item = &'a Arc<Entry>> {
         self.entries_of(&self.entries_by_parent, hash_of(parent.as_str()))
             .filter(move |entry| entry.parent_id == *parent)
+    }
+
+    /// Whether any entry has this parent. May say so without reason for an id whose hash is that of another one, and
+    /// never misses one.
+    pub fn may_be_parent(&self, id: &SpiffeId) -> bool {
+        self.parents.contains(&hash_of(id.as_str()))
     }
 
     /// The entries that give this SPIFFE ID, in the order of their creation.

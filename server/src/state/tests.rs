@@ -275,10 +275,12 @@ impl Model {
         for name in 0..4u8 {
             let name = id(&format!("/workload/{name}"));
             assert_eq!(collected(state.entries_by_parent(&name)), chosen(&|entry| entry.parent_id == name));
+            assert_eq!(state.may_be_parent(&name), entries.iter().any(|entry| entry.parent_id == name));
             assert_eq!(collected(state.entries_by_spiffe_id(&name)), chosen(&|entry| entry.spiffe_id == name));
         }
         for domain in (0..3).map(foreign) {
             let wanted = chosen(&|entry| entry.federates_with.contains(&domain));
+            assert_eq!(state.most_federating_with(&domain), wanted.len());
             assert_eq!(collected(state.entries_federating_with(&domain)), wanted);
         }
         for one in &entries {

@@ -211,7 +211,8 @@ async fn h_29_requests_that_prove_nothing_are_refused_everywhere() -> Result<()>
     }
     // The node and its entry are as they were.
     let mut client = EntryClient::new(desks.node.connect().await?);
-    let entries = client.get_authorized_entries(GetAuthorizedEntriesRequest::default()).await?.into_inner().entries;
+    let entries =
+        client.get_authorized_entries(GetAuthorizedEntriesRequest::default()).await?.into_inner().decoded()?;
     assert_eq!(entries.len(), 1);
     desks.workload(&good).await?;
     house.still_served().await

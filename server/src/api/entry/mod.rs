@@ -7,6 +7,7 @@ mod sync;
 use std::sync::Arc;
 
 use spiffe::id::SpiffeId;
+use spiffe_proto::authorized::{GetAuthorizedEntriesResponse, SyncAuthorizedEntriesResponse};
 use spiffe_proto::entry as proto;
 use spiffe_proto::types;
 use tonic::{Code, Request, Response, Status, Streaming};
@@ -139,7 +140,7 @@ fn about(entry: &Entry) -> Fields {
 
 #[tonic::async_trait]
 impl proto::entry_server::Entry for EntryService {
-    type SyncAuthorizedEntriesStream = Answers<proto::SyncAuthorizedEntriesResponse>;
+    type SyncAuthorizedEntriesStream = Answers<SyncAuthorizedEntriesResponse>;
 
     async fn count_entries(
         &self,
@@ -252,13 +253,13 @@ impl proto::entry_server::Entry for EntryService {
     async fn get_authorized_entries(
         &self,
         mut request: Request<proto::GetAuthorizedEntriesRequest>,
-    ) -> Result<Response<proto::GetAuthorizedEntriesResponse>, Status> {
+    ) -> Result<Response<GetAuthorizedEntriesResponse>, Status> {
         let admission = Admission::take(&mut request)?;
         let mask = request.into_inner().output_mask;
         let entries = self.authorized(&admission).await?;
         self.core.audit.record(&admission, Outcome::Success, Fields::default);
-        let entries = entries.iter().map(|entry| wire::entry(entry, mask.as_ref())).collect();
-        Ok(Response::new(proto::GetAuthorizedEntriesResponse { entries }))
+        let entries = wire::encode::entries(&entries, mask.as_ref());
+        Ok(Response::new(GetAuthorizedEntriesResponse { entries }))
     }
 
     async fn sync_authorized_entries(

@@ -6,13 +6,14 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use spiffe_proto::authorized::SyncAuthorizedEntriesResponse;
 use spiffe_proto::entry as proto;
 use spiffe_proto::types;
 use tonic::Streaming;
 
 use crate::api::status::Failure;
 use crate::api::stream::Outlet;
-use crate::api::wire;
+use crate::api::wire::encode;
 use crate::state::model::Entry;
 
 /// Entries, or revisions, in one answer.
@@ -26,7 +27,7 @@ struct EndOfRequests;
 /// Answers the requests of one stream from `entries`, by pages of `page`.
 pub(super) async fn answer(
     mut requests: Streaming<proto::SyncAuthorizedEntriesRequest>,
-    outlet: &Outlet<proto::SyncAuthorizedEntriesResponse>,
+    outlet: &Outlet<SyncAuthorizedEntriesResponse>,
     entries: &[Arc<Entry>],
     page: usize,
 ) -> Result<(), Failure> {
@@ -78,25 +79,12 @@ fn pages<T>(items: &[T], page: usize) -> impl Iterator<Item = (&[T], bool)> {
     items.chunks(page).enumerate().map(move |(number, chunk)| (chunk, number < last))
 }
 
-fn full(entries: &[Arc<Entry>], mask: Option<&types::EntryMask>, more: bool) -> proto::SyncAuthorizedEntriesResponse {
-    proto::SyncAuthorizedEntriesResponse {
-        entry_revisions: Vec::new(),
-        entries: entries.iter().map(|entry| wire::entry(entry, mask)).collect(),
-        more,
-    }
+fn full(entries: &[Arc<Entry>], mask: Option<&types::EntryMask>, more: bool) -> SyncAuthorizedEntriesResponse {
+    SyncAuthorizedEntriesResponse { entry_revisions: Vec::new(), entries: encode::entries(entries, mask), more }
 }
 
-fn sparse(entries: &[Arc<Entry>], more: bool) -> proto::SyncAuthorizedEntriesResponse {
-    let revision = |entry: &Arc<Entry>| proto::EntryRevision {
-        id: entry.id.to_string(),
-        revision_number: entry.revision,
-        created_at: wire::seconds(entry.created_at),
-    };
-    proto::SyncAuthorizedEntriesResponse {
-        entry_revisions: entries.iter().map(revision).collect(),
-        entries: Vec::new(),
-        more,
-    }
+fn sparse(entries: &[Arc<Entry>], more: bool) -> SyncAuthorizedEntriesResponse {
+    SyncAuthorizedEntriesResponse { entry_revisions: encode::revisions(entries), entries: Vec::new(), more }
 }
 
 #[cfg(test)]

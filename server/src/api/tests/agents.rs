@@ -40,7 +40,7 @@ async fn a_join_token_attests_once_and_its_alias_goes_with_the_node() {
 
     let agent = server.with_chain(&svid.cert_chain);
     let held = EntryClient::new(agent).get_authorized_entries(GetAuthorizedEntriesRequest::default()).await;
-    let held = held.unwrap().into_inner().entries;
+    let held = held.unwrap().into_inner().decoded().unwrap();
     assert_eq!(held.len(), 1);
     assert_eq!(held[0].spiffe_id, wire_id(&alias));
 

@@ -137,7 +137,7 @@ async fn few_entries_are_synced_at_once() {
     let first = tokio_stream::once(SyncAuthorizedEntriesRequest::default());
     let mut answers = EntryClient::new(agent).sync_authorized_entries(first).await.unwrap().into_inner();
     let answer = answers.message().await.unwrap().unwrap();
-    let mut got: Vec<String> = answer.entries.into_iter().map(|entry| entry.id).collect();
+    let mut got: Vec<String> = answer.decoded().unwrap().into_iter().map(|entry| entry.id).collect();
     got.sort();
     ids.sort();
     assert_eq!((got, answer.more, answer.entry_revisions.len()), (ids, false, 0));
@@ -158,7 +158,7 @@ async fn many_entries_are_compared_by_revision_and_fetched_by_id_until_the_agent
     for _ in 0..2 {
         let answer = answers.message().await.unwrap().unwrap();
         more.push((answer.entry_revisions.len(), answer.more, answer.entries.len()));
-        revisions.extend(answer.entry_revisions.into_iter().map(|entry| {
+        revisions.extend(answer.revisions().unwrap().into_iter().map(|entry| {
             assert_eq!((entry.revision_number, entry.created_at), (0, 1_700_000_000));
             entry.id
         }));
@@ -170,8 +170,9 @@ async fn many_entries_are_compared_by_revision_and_fetched_by_id_until_the_agent
     wanted.push("not-mine".to_owned());
     requests.send(SyncAuthorizedEntriesRequest { output_mask: None, ids: wanted }).await.unwrap();
     let answer = answers.message().await.unwrap().unwrap();
-    assert_eq!(answer.entries.iter().map(|entry| entry.id.clone()).collect::<Vec<_>>(), ids[..2]);
-    assert!(!answer.more && answer.entries[0].spiffe_id.is_some());
+    let entries = answer.decoded().unwrap();
+    assert_eq!(entries.iter().map(|entry| entry.id.clone()).collect::<Vec<_>>(), ids[..2]);
+    assert!(!answer.more && entries[0].spiffe_id.is_some());
 
     requests.send(SyncAuthorizedEntriesRequest { output_mask: None, ids: vec!["not-mine".into()] }).await.unwrap();
     let answer = answers.message().await.unwrap().unwrap();
