@@ -7,6 +7,8 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use zeroize::Zeroizing;
 
 /// The largest private file that is read, in bytes.
@@ -48,6 +50,24 @@ pub enum KeyFileError {
         /// Its permission bits.
         mode: u32,
     },
+    /// Another process has locked the file.
+    #[error("{} is in use by {holder}; give each program a key file of its own with {setting}, or stop the other one", path.display())]
+    InUse {
+        /// The file.
+        path: PathBuf,
+        /// Who holds it, as far as the lock tells.
+        holder: Holder,
+        /// The configuration key that names the file.
+        setting: &'static str,
+    },
+    /// The file could not be locked.
+    #[error("cannot lock {}", path.display())]
+    Lock {
+        /// The lock beside the file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// The file is larger than [`MAX_BYTES`].
     #[error("{} is larger than {MAX_BYTES} bytes", path.display())]
     TooLarge {
@@ -60,10 +80,91 @@ impl KeyFileError {
     /// Whether the same call may succeed later without anybody changing the file.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Write { .. } | Self::Read { .. } | Self::Remove { .. } => true,
+            Self::Write { .. } | Self::Read { .. } | Self::Remove { .. } | Self::InUse { .. } | Self::Lock { .. } => {
+                true
+            }
             Self::Exposed { .. } | Self::TooLarge { .. } => false,
         }
     }
+}
+
+/// The process that has locked a private file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder(Option<(u32, String)>);
+
+impl Holder {
+    /// Reads what [`lock`] left in the lock. Anything else is nobody: the text ends up in an error message.
+    fn parse(text: &str) -> Self {
+        let named = text.strip_suffix('\n').and_then(|line| line.split_once(' '));
+        Self(named.and_then(|(pid, program)| {
+            let plain = program.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+            (plain && !program.is_empty()).then_some((pid.parse().ok()?, program.to_owned()))
+        }))
+    }
+}
+
+impl std::fmt::Display for Holder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.0 {
+            Some((pid, program)) => write!(f, "{program} (process {pid})"),
+            None => f.write_str("another process"),
+        }
+    }
+}
+
+/// A private file that no other process uses as long as this value lives.
+#[derive(Debug)]
+pub struct Lock {
+    // None where nobody can write, see `lock`.
+    _held: Option<Flock<File>>,
+}
+
+/// Locks the private file at `path` for this process. `setting` is the configuration key that names it, for the message
+/// to whoever comes second.
+///
+/// What is locked is `<path>.lock`, which stays: the file itself is replaced at each write. The kernel gives the lock
+/// back when the process ends, however it does.
+///
+/// In a directory that this process cannot write, and that has no lock, there is nothing to lock: it cannot replace the
+/// file either.
+///
+/// # Errors
+///
+/// [`KeyFileError::InUse`] if another process has it, [`KeyFileError::Lock`].
+pub fn lock(path: &Path, setting: &'static str) -> Result<Lock, KeyFileError> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".lock");
+    let beside = PathBuf::from(beside);
+    let failed = |source| KeyFileError::Lock { path: beside.clone(), source };
+    let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&beside);
+    let (file, writable) = match opened {
+        Ok(file) => (file, true),
+        Err(error) if matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem) => {
+            match File::open(&beside) {
+                Ok(file) => (file, false),
+                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Lock { _held: None }),
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        Err(error) => return Err(failed(error)),
+    };
+    let held = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(held) => held,
+        Err((file, Errno::EWOULDBLOCK)) => {
+            let mut text = String::new();
+            let _ = file.take(256).read_to_string(&mut text);
+            return Err(KeyFileError::InUse { path: path.to_owned(), holder: Holder::parse(&text), setting });
+        }
+        Err((_, errno)) => return Err(failed(errno.into())),
+    };
+    if writable {
+        // Only for the message to others: a full disk must not keep a program from its keys.
+        let program = std::env::current_exe().ok();
+        let program = program.as_deref().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
+        let _ = held.set_len(0);
+        let _ = (&*held).write_all(format!("{} {program}\n", std::process::id()).as_bytes());
+    }
+    Ok(Lock { _held: Some(held) })
 }
 
 static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -176,6 +277,49 @@ mod tests {
         remove(&path).unwrap();
         remove(&path).unwrap();
         assert!(read(&path).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_second_user_is_refused_until_the_first_has_gone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("keys.json");
+        let beside = directory.path().join("keys.json.lock");
+        let program = std::env::current_exe().unwrap().file_name().unwrap().to_str().unwrap().to_owned();
+        // What a longer name left of an earlier process.
+        std::fs::write(&beside, format!("1 {}\n", "x".repeat(200))).unwrap();
+        let first = lock(&path, "keys_path").unwrap();
+        let refused = |by: &str| {
+            assert_eq!(
+                lock(&path, "keys_path").unwrap_err().to_string(),
+                format!(
+                    "{} is in use by {by}; give each program a key file of its own with keys_path, or stop the other one",
+                    path.display()
+                )
+            );
+        };
+        refused(&format!("{program} (process {})", std::process::id()));
+        assert_eq!(std::fs::read_to_string(&beside).unwrap(), format!("{} {program}\n", std::process::id()));
+        for odd in ["", "12", "12 \n", "x server\n", "12 a\u{1b}[2J\n", "12 server", "\u{e9}"] {
+            std::fs::write(&beside, odd).unwrap();
+            refused("another process");
+        }
+        std::fs::write(&beside, [0xff, 0xfe]).unwrap();
+        refused("another process");
+        write(&path, b"keys").unwrap();
+        refused("another process");
+        drop(first);
+        let _second = lock(&path, "keys_path").unwrap();
+        refused(&format!("{program} (process {})", std::process::id()));
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_locked_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("keys.json");
+        std::fs::create_dir(directory.path().join("keys.json.lock")).unwrap();
+        let error = lock(&path, "keys_path").unwrap_err();
+        assert_eq!(error.to_string(), format!("cannot lock {}.lock", path.display()));
+        assert!(matches!(lock(&path.join("below"), "keys_path"), Err(KeyFileError::Lock { .. })));
     }
 
     #[test]

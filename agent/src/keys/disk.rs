@@ -21,6 +21,7 @@ pub struct DiskKeys {
     path: PathBuf,
     // Under their names: keys that are not ours are kept in the file as they are.
     keys: Mutex<BTreeMap<String, Arc<PrivateKey>>>,
+    _lock: keyfile::Lock,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -36,6 +37,9 @@ impl Drop for Document {
 
 impl DiskKeys {
     /// Reads `keys.json` in `directory`, which is made if it is not there.
+    ///
+    /// # Errors
+    /// If another process uses the file, or if it cannot be read or understood.
     pub fn open(directory: &Path) -> Result<Self, KeyError> {
         std::fs::DirBuilder::new()
             .recursive(true)
@@ -43,6 +47,8 @@ impl DiskKeys {
             .create(directory)
             .map_err(|source| KeyError::Directory { directory: directory.to_owned(), source })?;
         let path = directory.join(FILE);
+        // Each write replaces the whole file by what this process knows of it.
+        let lock = keyfile::lock(&path, "directory of KeyManager \"disk\"").map_err(KeyError::File)?;
         let mut keys = BTreeMap::new();
         if let Some(text) = keyfile::read(&path).map_err(KeyError::File)? {
             let document: Document = serde_json::from_slice(&text).map_err(KeyError::Format)?;
@@ -51,7 +57,7 @@ impl DiskKeys {
                 keys.insert(id.clone(), Arc::new(PrivateKey::from_pkcs8(pkcs8).map_err(KeyError::Key)?));
             }
         }
-        Ok(Self { path, keys: Mutex::new(keys) })
+        Ok(Self { path, keys: Mutex::new(keys), _lock: lock })
     }
 
     fn keys(&self) -> MutexGuard<'_, BTreeMap<String, Arc<PrivateKey>>> {
@@ -99,6 +105,21 @@ mod tests {
         assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
         let document: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
         assert!(document["keys"]["agent-svid-A"].is_string());
+    }
+
+    #[test]
+    fn a_file_that_another_program_uses_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keys.json");
+        let server = keyfile::lock(&path, "keys_path").unwrap();
+        match DiskKeys::open(dir.path()).err() {
+            Some(KeyError::File(keyfile::KeyFileError::InUse { path: named, setting, .. })) => {
+                assert_eq!((named, setting), (path, "directory of KeyManager \"disk\""));
+            }
+            other => panic!("{other:?}"),
+        }
+        drop(server);
+        DiskKeys::open(dir.path()).unwrap();
     }
 
     #[test]

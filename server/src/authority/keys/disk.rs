@@ -61,6 +61,7 @@ struct Inner {
     note: Option<Note>,
     secrets: BTreeMap<String, PrivateKey>,
     keys: Keys,
+    _lock: runtime::keyfile::Lock,
 }
 
 /// Signing keys kept in a file.
@@ -72,9 +73,11 @@ impl DiskKeys {
     /// Reads the key file, if there is one. It is written only once it is known to whom the keys belong.
     ///
     /// # Errors
-    /// If the file is readable by others, is not a key file, or holds a key of an unsupported kind.
+    /// If another process uses the file, if it is readable by others, is not a key file, or holds a key of an unsupported kind.
     pub fn open(path: &Path, entropy: &Entropy) -> Result<Self, KeyError> {
         let damaged = |source| KeyError::Damaged { path: path.to_owned(), source };
+        // Each write replaces the whole file by what this process knows of it.
+        let lock = runtime::keyfile::lock(path, "keys_path of KeyManager \"disk\"").map_err(KeyError::File)?;
         let file = match runtime::keyfile::read(path) {
             Ok(Some(bytes)) => File::parse(&bytes).map_err(damaged)?,
             Ok(None) => File::default(),
@@ -99,7 +102,8 @@ impl DiskKeys {
             entropy.fill(&mut owner);
             owner
         });
-        let inner = Inner { path: path.to_owned(), owner, named: known.is_some(), history, note, secrets, keys };
+        let inner =
+            Inner { path: path.to_owned(), owner, named: known.is_some(), history, note, secrets, keys, _lock: lock };
         Ok(Self { inner: Arc::new(Mutex::new(inner)) })
     }
 
