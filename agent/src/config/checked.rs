@@ -196,7 +196,7 @@ pub fn check(raw: Raw<'_>, overrides: &Overrides, mistakes: &Mistakes) -> Option
     if server_address.is_none() {
         missing("server_address", "add server_address = \"spire-server.example.org\"");
     }
-    let server_address = server_address.map(|given| given.value.trim_matches(['[', ']']).to_owned());
+    let server_address = server_address.and_then(|given| settings::host(&given, mistakes));
     let server_port =
         overrides.server_port.map(|port| Located::outside("-serverPort", port)).or(raw.server_port.clone());
     let server_port = server_port.filter(|port| port.value != 0);

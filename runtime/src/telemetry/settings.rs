@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::level::Level;
 use super::log::Format;
-use crate::hcl::{Located, Section};
+use crate::hcl::{Located, Mistakes, Section};
 
 /// How and where the process logs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,6 +92,25 @@ pub fn port(section: &Section<'_>, given: Option<Located<i64>>) -> Option<u16> {
     }
 }
 
+/// The host of an address key: a name, or an IP address; an IPv6 address may stand in brackets, which are removed. A
+/// mistake is noted.
+pub fn host(given: &Located<String>, mistakes: &Mistakes) -> Option<String> {
+    let text = given.value.as_str();
+    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+    // A zone (`fe80::1%eth0`) is the resolver's business.
+    let address = bare.split_once('%').map_or(bare, |(address, _)| address);
+    // No name contains these; a port, or one bracket alone, is a slip.
+    if bare.contains([':', '[', ']']) || bare.len() < text.len() {
+        if address.parse::<std::net::Ipv6Addr>().is_err() {
+            let message = format!("{text:?} is neither a name nor an IP address");
+            let remedy = "write it without a port, such as 0.0.0.0, [::] or localhost; the port has a key of its own";
+            mistakes.refuse_at(given, message, remedy);
+            return None;
+        }
+    }
+    Some(bare.to_owned())
+}
+
 /// Reads `telemetry { }` of the top level. Sinks that are pushed to are refused by name.
 pub fn metrics(root: &Section<'_>) -> Metrics {
     let mut metrics = Metrics { hostname_label: true, ..Metrics::default() };
@@ -111,7 +130,7 @@ pub fn metrics(root: &Section<'_>) -> Metrics {
         memory.refuse_unknown();
     }
     if let Some(prometheus) = section.section("Prometheus") {
-        let host = prometheus.text("host").map_or_else(|| "localhost".to_owned(), |host| host.value);
+        let host = address(&prometheus, "host");
         if let Some(line) = prometheus.has("tls") {
             prometheus.mistakes().refuse(
                 Some(line),
@@ -143,13 +162,19 @@ pub fn metrics(root: &Section<'_>) -> Metrics {
     metrics
 }
 
+/// The host that a page is served on; `localhost` if nothing else is said.
+fn address(section: &Section<'_>, key: &str) -> String {
+    let given = section.text(key).filter(|given| !given.value.is_empty());
+    given.and_then(|given| host(&given, section.mistakes())).unwrap_or_else(|| "localhost".to_owned())
+}
+
 /// Reads `health_checks { }` of the top level; `None` if its listener is off.
 pub fn health(root: &Section<'_>) -> Option<HealthPages> {
     let section = root.section("health_checks")?;
     let enabled = section.boolean("listener_enabled").is_some_and(|on| on.value);
     let text = |key: &str, default: &str| section.text(key).map_or_else(|| default.to_owned(), |text| text.value);
     let pages = HealthPages {
-        address: text("bind_address", "localhost"),
+        address: address(&section, "bind_address"),
         port: port(&section, section.integer("bind_port")).unwrap_or(80),
         live_path: text("live_path", "/live"),
         ready_path: text("ready_path", "/ready"),
@@ -167,7 +192,7 @@ pub fn health(root: &Section<'_>) -> Option<HealthPages> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hcl::{Document, Mistakes};
+    use crate::hcl::Document;
 
     fn read<T>(text: &str, read: impl FnOnce(&Section<'_>) -> T) -> (T, Vec<(u32, String)>, usize) {
         let document = Document::parse(text).unwrap();
@@ -195,6 +220,30 @@ mod tests {
             }
         );
         assert!(read("", metrics).0.prometheus.is_none());
+    }
+
+    #[test]
+    fn ipv6_addresses_may_stand_in_brackets() {
+        for (given, read_as) in [
+            ("[::]", "::"),
+            ("[::1]", "::1"),
+            ("::1", "::1"),
+            ("[fe80::1%eth0]", "fe80::1%eth0"),
+            ("127.0.0.1", "127.0.0.1"),
+            ("name.example.org", "name.example.org"),
+        ] {
+            let text = format!("health_checks {{ listener_enabled = true bind_address = \"{given}\" }}");
+            assert_eq!(read(&text, health).0.unwrap().address, read_as);
+            let text = format!("telemetry {{ Prometheus {{ port = 1 host = \"{given}\" }} }}");
+            assert_eq!(read(&text, metrics).0.prometheus, Some((read_as.to_owned(), 1)));
+        }
+        for given in ["[::", "::1]", "[::1]:80", "localhost:80", "[localhost]", "[]", "[[::1]]", "[127.0.0.1]"] {
+            let wrong = |key: &str| [(1, format!("{key}: {given:?} is neither a name nor an IP address"))];
+            let text = format!("health_checks {{ listener_enabled = true bind_address = \"{given}\" }}");
+            assert_eq!(read(&text, health).1, wrong("health_checks.bind_address"));
+            let text = format!("telemetry {{ Prometheus {{ port = 1 host = \"{given}\" }} }}");
+            assert_eq!(read(&text, metrics).1, wrong("telemetry.Prometheus.host"));
+        }
     }
 
     #[test]

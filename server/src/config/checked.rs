@@ -319,11 +319,11 @@ fn check_trust_domain(given: &Located<String>, mistakes: &Mistakes) -> Option<Tr
 
 /// An address as it stands, in brackets, or by name.
 fn address(given: &Located<String>, mistakes: &Mistakes) -> Option<IpAddr> {
-    let name = given.value.trim_matches(['[', ']']);
+    let name = settings::host(given, mistakes)?;
     if let Ok(address) = name.parse() {
         return Some(address);
     }
-    match (name, 0).to_socket_addrs().map(|mut found| found.next()) {
+    match (name.as_str(), 0).to_socket_addrs().map(|mut found| found.next()) {
         Ok(Some(found)) => Some(found.ip()),
         Ok(None) | Err(_) => {
             let message = format!("{:?} is neither an address nor a name that resolves", given.value);
