@@ -5,8 +5,8 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::Parser;
 use clap::error::ErrorKind;
+use clap::{Command, Parser};
 
 /// The environment as it was at the start of the process.
 #[derive(Clone, Debug, Default)]
@@ -135,22 +135,57 @@ pub fn socket_path(
     Ok(path.into())
 }
 
-/// Turns single-dash flags into the double-dash ones that clap knows. What follows `--`, single letters (`-h`), a lone
-/// `-` and negative numbers stay as they are.
-pub fn go_style(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
-    let mut verbatim = false;
-    arguments
-        .into_iter()
-        .map(|argument| {
-            verbatim |= argument == "--";
-            let Some(text) = argument.to_str().filter(|_| !verbatim) else { return argument };
-            let mut chars = text.chars();
-            let flag = chars.next() == Some('-') && chars.next().is_some_and(|c| c.is_ascii_alphabetic());
-            // `-h` and `-h=x` are clap's short flags.
-            let long = text.len() > 2 && !text.get(2..).is_some_and(|rest| rest.starts_with('='));
-            if flag && long { OsString::from(format!("-{text}")) } else { argument }
-        })
-        .collect()
+/// Rewrites arguments that are meant for Go's `flag` package into those that clap understands alike, and returns what Go
+/// leaves over.
+///
+/// One dash is as good as two. What follows a flag that takes a value is its value, whatever it begins with. The first
+/// argument that is neither a flag nor a value ends the flags of its command, as `--` does: Go reads nothing after it.
+pub fn go_style(program: &Command, arguments: impl IntoIterator<Item = OsString>) -> (Vec<OsString>, Vec<OsString>) {
+    let mut arguments = arguments.into_iter();
+    let mut out: Vec<OsString> = arguments.next().into_iter().collect();
+    let mut command = program;
+    let mut flags_seen = false;
+    while let Some(argument) = arguments.next() {
+        let text = argument.to_string_lossy();
+        let Some(flag) = text.strip_prefix('-').filter(|rest| !rest.is_empty() && *rest != "-") else {
+            match command.find_subcommand(&*text).filter(|_| !flags_seen) {
+                Some(inner) => {
+                    command = inner;
+                    out.push(argument);
+                    continue;
+                }
+                // What the shells' completion is for; or no command at all, of which clap knows what to say.
+                None if command.get_positionals().next().is_some() || needs_command(command) => {
+                    out.push(argument);
+                    out.extend(arguments);
+                    return (out, Vec::new());
+                }
+                None => return (out, std::iter::once(argument).chain(arguments).collect()),
+            }
+        };
+        flags_seen = true;
+        let flag = flag.strip_prefix('-').unwrap_or(flag);
+        let name = flag.split('=').next().unwrap_or(flag);
+        let known = command.get_arguments().find(|known| known.get_long() == Some(name));
+        let takes_next = known.is_some_and(|known| known.get_action().takes_values() && !known.is_require_equals_set());
+        // A single letter that is no flag of ours may be a short one of clap's: `-h`.
+        let dashes = if known.is_none() && name.len() == 1 { "-" } else { "--" };
+        let mut rewritten = OsString::from(format!("{dashes}{flag}"));
+        if takes_next
+            && !flag.contains('=')
+            && let Some(value) = arguments.next()
+        {
+            rewritten.push("=");
+            rewritten.push(value);
+        }
+        out.push(rewritten);
+    }
+    (out, Vec::new())
+}
+
+/// Whether the command does nothing by itself.
+fn needs_command(command: &Command) -> bool {
+    command.is_subcommand_required_set() || command.is_arg_required_else_help_set()
 }
 
 /// A boolean as Go's `flag` reads it.
@@ -173,8 +208,13 @@ pub fn boolean(text: &str) -> Result<bool, String> {
 /// The exit code with which to end, after what is to be said was written: 0 for help and version (standard output), 127
 /// for an unknown command, 1 for wrong flags (standard error).
 pub fn parse<P: Parser>(arguments: impl IntoIterator<Item = OsString>) -> Result<P, ExitCode> {
-    let arguments = go_style(arguments);
-    let mut command = P::command();
+    // A flag that is given again takes the place of the first.
+    let mut command = P::command().args_override_self(true);
+    let (arguments, ignored) = go_style(&command, arguments);
+    if let Some(first) = ignored.iter().find(|argument| *argument != "--") {
+        let text = "Warning: ignored, as it belongs to no flag, and everything after it:";
+        let _ = writeln!(std::io::stderr(), "{text} {:?}", first.to_string_lossy());
+    }
     let error = match command.try_get_matches_from_mut(&arguments).and_then(|matches| P::from_arg_matches(&matches)) {
         Ok(parsed) => return Ok(parsed),
         Err(error) => error,
@@ -206,6 +246,8 @@ pub use clap_complete::Shell;
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+
     use super::*;
 
     #[test]
@@ -249,28 +291,87 @@ mod tests {
         assert_eq!(find("/default", Some("a"), &template), Err(SocketError::NoPlace { variable }));
     }
 
-    #[test]
-    fn single_dashes_become_double() {
-        let given = ["p", "-socketPath", "x", "-a=b", "-node=true", "-h", "-", "-5", "--ok", "-x=1", "--", "-rest"];
-        let wanted = ["p", "--socketPath", "x", "-a=b", "--node=true", "-h", "-", "-5", "--ok", "-x=1", "--", "-rest"];
-        assert_eq!(go_style(given.map(OsString::from)), wanted.map(OsString::from));
-    }
-
     #[derive(Debug, Parser)]
     #[command(name = "p", version = "1")]
     struct Program {
         #[command(subcommand)]
-        command: Command,
+        command: Commands,
     }
 
     #[derive(Debug, clap::Subcommand)]
-    enum Command {
+    enum Commands {
         Show {
             #[arg(long = "entryID", default_value = "")]
             entry_id: String,
             #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", value_parser = boolean)]
             node: bool,
+            #[arg(long = "selector")]
+            selectors: Vec<String>,
+            #[arg(long, default_value_t = 7, allow_negative_numbers = true)]
+            ttl: i64,
         },
+    }
+
+    #[test]
+    fn single_dashes_become_double() {
+        let rewritten = |given: &[&str]| {
+            let (out, left) = go_style(&Program::command(), given.iter().map(OsString::from));
+            let text = |list: Vec<OsString>| list.into_iter().map(|a| a.into_string().unwrap()).collect::<Vec<_>>();
+            (text(out), text(left))
+        };
+        let (out, left) =
+            rewritten(&["p", "show", "-entryID", "x", "-node=true", "--ttl", "-5", "-h", "-x=1", "-", "-node"]);
+        assert_eq!(out, ["p", "show", "--entryID=x", "--node=true", "--ttl=-5", "-h", "-x=1"]);
+        assert_eq!(left, ["-", "-node"]);
+        assert_eq!(rewritten(&["p", "-version", "nope", "-a"]).0, ["p", "--version", "nope", "-a"]);
+        assert_eq!(rewritten(&["p", "show", "-ttl"]).0, ["p", "show", "--ttl"]);
+        assert_eq!(
+            rewritten(&["p", "show", "--", "-node"]),
+            (vec!["p".into(), "show".into()], vec!["--".into(), "-node".into()])
+        );
+    }
+
+    #[test]
+    fn of_repeated_flags_the_last_wins_and_lists_grow() {
+        let given = [
+            "p",
+            "show",
+            "-ttl",
+            "1",
+            "-entryID",
+            "a",
+            "-selector",
+            "a:b",
+            "-node",
+            "-ttl=2",
+            "-selector=c:d",
+            "-entryID",
+            "b",
+            "-node=false",
+        ];
+        let Commands::Show { entry_id, node, selectors, ttl } = run(&given).unwrap().command;
+        assert_eq!((entry_id.as_str(), node, ttl), ("b", false, 2));
+        assert_eq!(selectors, ["a:b", "c:d"]);
+    }
+
+    #[test]
+    fn values_may_begin_with_a_dash() {
+        let given = ["p", "show", "-entryID", "-x", "-selector", "--", "-selector", "-node", "-ttl", "-3"];
+        let Commands::Show { entry_id, node, selectors, ttl } = run(&given).unwrap().command;
+        assert_eq!((entry_id.as_str(), node, ttl), ("-x", false, -3));
+        assert_eq!(selectors, ["--", "-node"]);
+        let Commands::Show { entry_id, .. } = run(&["p", "show", "-entryID", ""]).unwrap().command;
+        assert_eq!(entry_id, "");
+    }
+
+    #[test]
+    fn positional_leftovers_end_the_flags_and_are_ignored() {
+        let given = ["p", "show", "-entryID", "a", "left", "-entryID", "b", "-nope"];
+        let Commands::Show { entry_id, .. } = run(&given).unwrap().command;
+        assert_eq!(entry_id, "a");
+        // A boolean takes its value after an equals sign only: the word is left over.
+        let Commands::Show { node, ttl, .. } = run(&["p", "show", "-node", "false", "-ttl", "1"]).unwrap().command;
+        assert_eq!((node, ttl), (true, 7));
     }
 
     fn run(arguments: &[&str]) -> Result<Program, ExitCode> {
@@ -279,9 +380,9 @@ mod tests {
 
     #[test]
     fn flags_are_read_and_exits_mapped() {
-        let Command::Show { entry_id, node } = run(&["p", "show", "-entryID=a", "-node"]).unwrap().command;
+        let Commands::Show { entry_id, node, .. } = run(&["p", "show", "-entryID=a", "-node"]).unwrap().command;
         assert_eq!((entry_id.as_str(), node), ("a", true));
-        let Command::Show { node, .. } = run(&["p", "show", "-node=F"]).unwrap().command;
+        let Commands::Show { node, .. } = run(&["p", "show", "-node=F"]).unwrap().command;
         assert!(!node);
         let code = |arguments: &[&str]| format!("{:?}", run(arguments).unwrap_err());
         assert_eq!(code(&["p", "-h"]), format!("{:?}", ExitCode::SUCCESS));
