@@ -6,8 +6,10 @@
 
 use std::cell::Cell;
 use std::fmt;
+use std::marker::PhantomData;
 
-use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
 /// Why bytes are not a JSON document that everybody reads alike.
@@ -126,6 +128,53 @@ impl<'de> Visitor<'de> for Strict<'_> {
     }
 }
 
+/// Reads one document that fills `bytes` and is an object. serde alone would read a list as the members in their order.
+/// `form` says what was expected, such as `{"entries": […]}`.
+///
+/// # Errors
+///
+/// What is wrong, and where: `invalid type: sequence, expected {"entries": […]} at line 1 column 0`.
+pub fn from_object<'de, T: Deserialize<'de>>(bytes: &'de [u8], form: &'static str) -> Result<T, serde_json::Error> {
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    let value = ObjectOnly { form, read: PhantomData }.deserialize(&mut deserializer)?;
+    deserializer.end().map(|()| value)
+}
+
+/// A value inside a document that is read from an object and from nothing else, as by [`from_object`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Object<T>(pub T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        ObjectOnly { form: "an object, {\"name\": value, …}", read: PhantomData }.deserialize(deserializer).map(Self)
+    }
+}
+
+struct ObjectOnly<T> {
+    form: &'static str,
+    read: PhantomData<T>,
+}
+
+impl<'de, T: Deserialize<'de>> DeserializeSeed<'de> for ObjectOnly<T> {
+    type Value = T;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<T, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectOnly<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.form)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, members: A) -> Result<T, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(members))
+    }
+}
+
 /// A number as a whole number, if it is one: `1e3` counts, `1.5` does not.
 pub(crate) fn as_unsigned(value: &Value) -> Option<u64> {
     value.as_u64().or_else(|| {
@@ -133,4 +182,36 @@ pub(crate) fn as_unsigned(value: &Value) -> Option<u64> {
         // `parse` let no larger float pass, so the conversion is exact.
         (float >= 0.0 && float.fract() == 0.0 && float < EXACT as f64).then_some(float as u64)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, PartialEq, serde::Deserialize)]
+    struct Outer {
+        inner: Vec<Object<Inner>>,
+    }
+
+    #[derive(Debug, PartialEq, serde::Deserialize)]
+    struct Inner {
+        name: String,
+    }
+
+    #[test]
+    fn an_array_where_an_object_belongs_is_refused_by_the_right_form() {
+        let read = |text: &str| from_object::<Outer>(text.as_bytes(), "{\"inner\": […]}").map_err(|e| e.to_string());
+        let right = Outer { inner: vec![Object(Inner { name: "x".into() })] };
+        assert_eq!(read(" {\"inner\": [{\"name\": \"x\"}]}\r\n"), Ok(right));
+        let wrong = |text| read(text).unwrap_err();
+        assert_eq!(
+            wrong("[[{\"name\": \"x\"}]]"),
+            "invalid type: sequence, expected {\"inner\": […]} at line 1 column 0"
+        );
+        assert_eq!(
+            wrong("{\"inner\": [[\"x\"]]}"),
+            "invalid type: sequence, expected an object, {\"name\": value, …} at line 1 column 11"
+        );
+        assert_eq!(wrong("{\"inner\": []} x"), "trailing characters at line 1 column 15");
+    }
 }

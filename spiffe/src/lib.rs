@@ -16,7 +16,7 @@ pub mod verify;
 pub mod view;
 pub mod x509;
 
-pub use json::JsonError;
+pub use json::{JsonError, Object, from_object};
 
 /// Lower-case hexadecimal.
 pub(crate) fn hex(bytes: &[u8]) -> String {

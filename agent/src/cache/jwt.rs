@@ -212,7 +212,7 @@ fn key_id(token: &str) -> Option<String> {
     }
     let (header, _) = token.split_once('.')?;
     let header = URL_SAFE_NO_PAD.decode(header).ok()?;
-    serde_json::from_slice::<Header>(&header).ok()?.kid
+    spiffe::from_object::<Header>(&header, "a token's header").ok()?.kid
 }
 
 #[cfg(test)]

@@ -100,8 +100,8 @@ impl DataFile {
     /// What it holds; nothing if it is not there.
     pub fn load(&self) -> Result<AgentData, DataError> {
         let Some(text) = keyfile::read(&self.path).map_err(DataError::File)? else { return Ok(AgentData::default()) };
-        let document: Document =
-            serde_json::from_slice(&text).map_err(|source| DataError::Format { path: self.path.clone(), source })?;
+        let document: Document = spiffe::from_object(&text, "{\"svid\": […], …}")
+            .map_err(|source| DataError::Format { path: self.path.clone(), source })?;
         let certificates = |list: Option<Vec<String>>| {
             list.unwrap_or_default()
                 .iter()

@@ -51,7 +51,7 @@ impl DiskKeys {
         let lock = keyfile::lock(&path, "directory of KeyManager \"disk\"").map_err(KeyError::File)?;
         let mut keys = BTreeMap::new();
         if let Some(text) = keyfile::read(&path).map_err(KeyError::File)? {
-            let document: Document = serde_json::from_slice(&text).map_err(KeyError::Format)?;
+            let document: Document = spiffe::from_object(&text, "{\"keys\": {…}}").map_err(KeyError::Format)?;
             for (id, key) in &document.keys {
                 let pkcs8 = STANDARD.decode(key).map_err(|_| KeyError::Key(spiffe::x509::KeyError::Malformed))?;
                 keys.insert(id.clone(), Arc::new(PrivateKey::from_pkcs8(pkcs8).map_err(KeyError::Key)?));

@@ -317,7 +317,8 @@ impl<'t> Parser<'t> {
                 let indent: String = text.chars().take_while(|c| matches!(c, ' ' | '\t')).collect();
                 return Ok(join(&lines, if indented { &indent } else { "" }));
             }
-            lines.push(text);
+            // A file with Windows line ends says the same as one without.
+            lines.push(text.strip_suffix('\n').map_or(text, |line| line.strip_suffix('\r').unwrap_or(line)));
             self.line = self.line.saturating_add(1);
             self.rest = rest;
         }
@@ -325,11 +326,11 @@ impl<'t> Parser<'t> {
 }
 
 fn join(lines: &[&str], indent: &str) -> String {
-    if lines.iter().all(|line| line.starts_with(indent)) {
-        lines.iter().filter_map(|line| line.strip_prefix(indent)).collect()
-    } else {
-        lines.concat()
-    }
+    let indented = lines.iter().all(|line| line.starts_with(indent));
+    lines
+        .iter()
+        .map(|line| format!("{}\n", if indented { line.strip_prefix(indent).unwrap_or(line) } else { line }))
+        .collect()
 }
 
 /// Turns `a "b" {…}` into `a { b {…} }`.

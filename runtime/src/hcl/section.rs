@@ -339,6 +339,17 @@ impl<'d> Section<'d> {
         self.keys().into_iter().filter(|key| !asked.contains(&key.value.to_ascii_lowercase())).collect()
     }
 
+    /// Notes a mistake for each key that an older release knew, as `(old name, how it is written now)`.
+    pub fn refuse_renamed(&self, renamed: &[(&str, &str)]) {
+        for (old, now) in renamed {
+            match self.has(old) {
+                Some(line) => self.mistakes.refuse(Some(line), self.key(old), "is the name of an older release", *now),
+                // No key shall be taken for a misspelling of one that is refused.
+                None => drop(self.asked.borrow_mut().remove(*old)),
+            }
+        }
+    }
+
     /// Notes a mistake for each key that nobody asked for, with the nearest known key as remedy.
     pub fn refuse_unknown(&self) {
         for key in self.unknown() {

@@ -98,6 +98,18 @@ fn strings_and_heredocs() {
 }
 
 #[test]
+fn heredocs_of_crlf_files_have_no_carriage_return() {
+    let text = |source: &str| match &root(source).items[0].value.kind {
+        Kind::Text(text) => text.clone(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(text("a = <<EOF\r\n one\r\n\r\ntwo\rx\r\nEOF\r\n"), " one\n\ntwo\rx\n");
+    assert_eq!(text("a = <<-EOF\r\n    one\r\n      two\r\n    EOF\r\n"), "one\n  two\n");
+    let document = root("a = <<EOF\r\none\r\nEOF\r\nb = 1\r\n");
+    assert_eq!((document.items[1].key.as_str(), document.items[1].line), ("b", 4));
+}
+
+#[test]
 fn mistakes_have_their_line() {
     assert_eq!(refusal("a = \"x"), HclError::Unterminated { line: 1, what: "a string" });
     assert_eq!(refusal("\na = \"x\n\""), HclError::Unterminated { line: 2, what: "a string" });

@@ -140,11 +140,20 @@ impl<'d> Raw<'d> {
             limits.refuse_unknown();
         }
         not_served(&server);
+        server.refuse_renamed(RENAMED);
         server.refuse_unknown();
         root.refuse_unknown();
         raw
     }
 }
+
+/// Keys of older releases of SPIRE, and how to say the same now.
+const RENAMED: &[(&str, &str)] = &[
+    ("svid_ttl", "write default_x509_svid_ttl and default_jwt_svid_ttl"),
+    ("default_svid_ttl", "write default_x509_svid_ttl and default_jwt_svid_ttl"),
+    ("registration_uds_path", "write socket_path"),
+    ("bundle_endpoint", "write federation { bundle_endpoint { … } }"),
+];
 
 fn subject(section: &Section<'_>) -> Subject {
     let list = |key: &str| -> Vec<String> {

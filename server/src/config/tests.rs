@@ -40,6 +40,35 @@ fn with(server: &str, plugins: &str) -> String {
 }
 
 #[test]
+fn renamed_keys_of_older_releases_are_answered_with_the_new_name() {
+    let text =
+        with("default_svid_ttl = \"1h\" registration_uds_path = \"/s\"\nsvid_ttl = \"1h\"", "KeyManager \"memory\" {}");
+    let Err(ConfigError::Mistakes { mistakes, .. }) = load_text(&text, &Overrides::default()) else { panic!() };
+    let told: Vec<_> = mistakes.iter().map(|m| format!("{}: {}; {}", m.key, m.message, m.remedy)).collect();
+    let ttls = "is the name of an older release; write default_x509_svid_ttl and default_jwt_svid_ttl";
+    let expected = [
+        format!("server.default_svid_ttl: {ttls}"),
+        "server.registration_uds_path: is the name of an older release; write socket_path".to_owned(),
+        format!("server.svid_ttl: {ttls}"),
+    ];
+    let mut told = told;
+    told.sort();
+    assert_eq!(told, expected);
+}
+
+#[test]
+fn bind_address_may_be_ipv6_in_brackets() {
+    for (given, read_as) in [("[::]", "::"), ("[::1]", "::1"), ("::1", "::1"), ("127.0.0.1", "127.0.0.1")] {
+        let config = accepted(&with(&format!("bind_address = \"{given}\""), "KeyManager \"memory\" {}"));
+        assert_eq!(config.bind_address.to_string(), read_as);
+    }
+    assert_eq!(
+        refused(&with("bind_address = \"[::1]:8081\"", "KeyManager \"memory\" {}")),
+        ["2 server.bind_address: \"[::1]:8081\" is neither a name nor an IP address"]
+    );
+}
+
+#[test]
 fn defaults_are_those_of_spire() {
     let config = accepted(MINIMAL);
     assert_eq!(config.trust_domain.as_str(), "example.org");

@@ -37,11 +37,8 @@ struct File {
 
 impl File {
     fn parse(bytes: &[u8]) -> Result<Self, FileError> {
-        // A list would be read as the fields in order.
-        if bytes.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
-            return Err(FileError::Form { line: 1, column: 1 });
-        }
-        serde_json::from_slice(bytes).map_err(|error| FileError::Form { line: error.line(), column: error.column() })
+        spiffe::from_object(bytes, "{\"keys\": {…}}")
+            .map_err(|error| FileError::Form { line: error.line().max(1), column: error.column().max(1) })
     }
 }
 

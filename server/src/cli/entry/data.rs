@@ -4,6 +4,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer};
+use spiffe::Object;
 use spiffe::id::{SpiffeId, TrustDomain};
 use spiffe_proto::types::{Entry, Selector, Spiffeid, entry::AdditionalAttributes};
 
@@ -20,7 +21,7 @@ fn or_default<'d, D: Deserializer<'d>, T: Default + Deserialize<'d>>(deserialize
 #[derive(Deserialize)]
 struct File {
     #[serde(default, deserialize_with = "or_default")]
-    entries: Vec<Registration>,
+    entries: Vec<Object<Registration>>,
 }
 
 /// An entry in the form of SPIRE's files, in which ids are text.
@@ -34,7 +35,7 @@ struct Registration {
     #[serde(deserialize_with = "or_default")]
     parent_id: String,
     #[serde(deserialize_with = "or_default")]
-    selectors: Vec<Pair>,
+    selectors: Vec<Object<Pair>>,
     #[serde(deserialize_with = "or_default")]
     x509_svid_ttl: i32,
     #[serde(deserialize_with = "or_default")]
@@ -57,7 +58,7 @@ struct Registration {
     hint: String,
     #[serde(deserialize_with = "or_default")]
     created_at: i64,
-    additional_attributes: Option<Attributes>,
+    additional_attributes: Option<Object<Attributes>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -107,13 +108,13 @@ fn read(path: &str) -> Result<Vec<u8>, CliError> {
 }
 
 fn parse_ids(bytes: &[u8]) -> Result<Vec<String>, CliError> {
-    let file: Ids = serde_json::from_slice(bytes).map_err(|source| CliError::Json { source })?;
+    let file: Ids = spiffe::from_object(bytes, "{\"ids\": […]}").map_err(|source| CliError::Json { source })?;
     Ok(file.ids)
 }
 
 fn parse_entries(bytes: &[u8]) -> Result<Vec<Entry>, CliError> {
-    let file: File = serde_json::from_slice(bytes).map_err(|source| CliError::Json { source })?;
-    file.entries.into_iter().map(to_wire).collect()
+    let file: File = spiffe::from_object(bytes, "{\"entries\": […]}").map_err(|source| CliError::Json { source })?;
+    file.entries.into_iter().map(|entry| to_wire(entry.0)).collect()
 }
 
 fn to_wire(entry: Registration) -> Result<Entry, CliError> {
@@ -133,7 +134,11 @@ fn to_wire(entry: Registration) -> Result<Entry, CliError> {
         id: entry.entry_id,
         spiffe_id: Some(id("invalid SPIFFE ID", &entry.spiffe_id)?),
         parent_id: Some(id("invalid parent ID", &entry.parent_id)?),
-        selectors: entry.selectors.into_iter().map(|pair| Selector { r#type: pair.kind, value: pair.value }).collect(),
+        selectors: entry
+            .selectors
+            .into_iter()
+            .map(|Object(pair)| Selector { r#type: pair.kind, value: pair.value })
+            .collect(),
         x509_svid_ttl: entry.x509_svid_ttl,
         federates_with,
         admin: entry.admin,
@@ -145,7 +150,7 @@ fn to_wire(entry: Registration) -> Result<Entry, CliError> {
         jwt_svid_ttl: entry.jwt_svid_ttl,
         hint: entry.hint,
         created_at: entry.created_at,
-        additional_attributes: entry.additional_attributes.map(|attributes| AdditionalAttributes {
+        additional_attributes: entry.additional_attributes.map(|Object(attributes)| AdditionalAttributes {
             disable_x509_svid_prefetch: attributes.disable_x509_svid_prefetch,
             jwt_svid_include_jti: attributes.jwt_svid_include_jti,
         }),
@@ -194,7 +199,7 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named() {
         let wrong = |text: &str| parse_entries(text.as_bytes()).unwrap_err().to_string();
-        assert_eq!(wrong("[]x"), "cannot read entries");
+        assert_eq!(wrong("{}x"), "cannot read entries");
         assert_eq!(wrong(r#"{"entries": [{}]}"#), "invalid SPIFFE ID");
         assert_eq!(wrong(r#"{"entries": [{"spiffe_id": "spiffe://td/a"}]}"#), "invalid parent ID");
         let text =
@@ -205,6 +210,22 @@ mod tests {
     #[test]
     fn ids_are_an_object() {
         assert_eq!(parse_ids(br#"{"ids": ["a", "b"]}"#).unwrap(), ["a", "b"]);
-        assert!(matches!(parse_ids(br#"["a"]"#), Err(CliError::Json { .. })));
+        let refused = runtime::telemetry::chain(&parse_ids(br#"["a"]"#).unwrap_err());
+        let expected = r#"cannot read entries: invalid type: sequence, expected {"ids": […]} at line 1 column 0"#;
+        assert_eq!(refused, expected);
+    }
+
+    #[test]
+    fn an_array_where_an_object_belongs_is_refused_by_naming_the_form() {
+        let wrong = |text: &str| runtime::telemetry::chain(&parse_entries(text.as_bytes()).unwrap_err());
+        let list = r#"[{"spiffe_id": "spiffe://td/a", "parent_id": "spiffe://td/b"}]"#;
+        assert_eq!(
+            wrong(list),
+            r#"cannot read entries: invalid type: sequence, expected {"entries": […]} at line 1 column 0"#
+        );
+        let object = r#"invalid type: sequence, expected an object, {"name": value, …} at line 1 column"#;
+        assert_eq!(wrong(r#"{"entries": [["e"]]}"#), format!("cannot read entries: {object} 13"));
+        let selector = r#"{"entries": [{"selectors": [["unix", "uid:1"]]}]}"#;
+        assert_eq!(wrong(selector), format!("cannot read entries: {object} 28"));
     }
 }

@@ -143,7 +143,7 @@ macro_rules! json_message {
         impl $message {
             /// Reads the message.
             pub fn from_json(bytes: &[u8]) -> Result<Self, PopError> {
-                serde_json::from_slice(bytes).map_err(PopError::Message)
+                crate::from_object(bytes, concat!("the object of a ", stringify!($message))).map_err(PopError::Message)
             }
 
             /// Writes the message.
