@@ -14,10 +14,10 @@ use runtime::telemetry::settings::HealthPages;
 use runtime::telemetry::{self, Limiter, http, log, metrics};
 use spiffe::bundle::Bundle;
 use spiffe::id::TrustDomain;
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::TcpListener;
 use transport::rotating::TlsError;
 use transport::serve::{self, UnixLimits};
-use transport::socket::{self, SocketError};
+use transport::socket::{self, Listener, SocketError};
 use zeroize::Zeroizing;
 
 use crate::api::{self, OwnChain};
@@ -173,8 +173,8 @@ struct Life {
 
 /// What is bound and not served yet.
 struct Listening {
-    workloads: UnixListener,
-    admin: Option<UnixListener>,
+    workloads: Listener,
+    admin: Option<Listener>,
     level: LogLevel,
     pages: Vec<(&'static str, TcpListener, http::Answer)>,
     recorded: Option<metrics::Recorded>,

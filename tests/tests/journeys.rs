@@ -408,6 +408,7 @@ async fn a_restarted_server_has_everything_it_had() -> Result<()> {
     };
     let before = state(&house.server)?;
     house.server.signal(Signal::SIGTERM).await?;
+    assert!(!house.server.socket().exists(), "a graceful stop removes the socket file");
     house.server.start_again().await?;
     assert_eq!(state(&house.server)?, before);
     house.register("/later", &[])?;

@@ -5,7 +5,7 @@ use std::io::{Error, ErrorKind};
 use std::net::SocketAddr;
 
 use runtime::telemetry::settings::HealthPages;
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::TcpListener;
 use transport::socket;
 
 use super::StartError;
@@ -16,7 +16,7 @@ pub(super) struct Listeners {
     /// For agents.
     pub network: TcpListener,
     /// For operators on this machine.
-    pub admin: UnixListener,
+    pub admin: socket::Listener,
     /// For health checks, if configured.
     pub health: Option<TcpListener>,
     /// For whoever collects metrics, if configured.

@@ -19,10 +19,10 @@ use runtime::telemetry::Limiter;
 use runtime::telemetry::health::Health;
 use runtime::telemetry::level::LogLevel;
 use runtime::telemetry::{self, http, log, metrics};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::TcpListener;
 use transport::rotating::{self, Rotating};
 use transport::serve::{self, TcpLimits, UnixLimits};
-use transport::socket::SocketError;
+use transport::socket::{Listener, SocketError};
 use transport::verify::ClientVerifier;
 
 use self::listeners::Listeners;
@@ -195,7 +195,7 @@ pub struct Server {
     entropy: Entropy,
     network: TcpListener,
     tls: Arc<rustls::ServerConfig>,
-    admin: UnixListener,
+    admin: Listener,
     pages: Vec<(&'static str, TcpListener, http::Answer)>,
     recorded: Option<metrics::Recorded>,
     health: Health,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use runtime::pool::Pool;
 use runtime::shutdown::{Shutdown, Tasks};
 use runtime::telemetry::Limiter;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::call::Line;
@@ -17,6 +17,7 @@ use super::routes::Routes;
 use super::{ACCEPT_PAUSE, concerns_one_connection, descriptors};
 use crate::authority::AuthorityFix;
 use crate::peer::{Arrival, Party, Peer, PeerError, UnixPeer, threads};
+use crate::socket::Listener;
 
 /// What a Unix listener grants to the processes of this machine.
 #[derive(Debug, Clone)]
@@ -77,7 +78,7 @@ impl crowd::Party for Process {
 
 /// Serves `routes` to the processes that connect, until a shutdown is requested and every connection has ended. What
 /// callers cause in the log, `log` limits.
-pub async fn unix(listener: UnixListener, routes: Routes, limits: UnixLimits, log: Limiter, shutdown: Shutdown) {
+pub async fn unix(listener: Listener, routes: Routes, limits: UnixLimits, log: Limiter, shutdown: Shutdown) {
     // A panic in one connection ends that connection only, so nobody listens to this trigger.
     let (trigger, _) = Shutdown::new();
     let tasks = Tasks::new(trigger);
