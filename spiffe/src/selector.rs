@@ -113,7 +113,7 @@ impl fmt::Debug for Selector {
 pub enum Match {
     /// Both hold the same selectors.
     Exact,
-    /// The set holds nothing but wanted selectors.
+    /// The set holds something, and nothing but wanted selectors.
     Subset,
     /// The set holds every wanted selector.
     Superset,
@@ -165,7 +165,7 @@ impl SelectorSet {
     pub fn matches(&self, wanted: &SelectorSet, how: Match) -> bool {
         match how {
             Match::Exact => self == wanted,
-            Match::Subset => self.is_subset_of(wanted),
+            Match::Subset => !self.is_empty() && self.is_subset_of(wanted),
             Match::Superset => wanted.is_subset_of(self),
             Match::Any => self.iter().any(|selector| wanted.contains(selector)),
         }

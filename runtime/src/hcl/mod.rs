@@ -10,7 +10,7 @@ mod parse;
 mod section;
 
 pub use load::{ConfigError, Plugin, plugins, report};
-pub use section::{Located, Mistake, Mistakes, Section};
+pub use section::{Located, Mistake, Mistakes, Section, distance};
 
 /// The longest text that is read, in bytes.
 pub const MAX_BYTES: usize = 4 << 20;

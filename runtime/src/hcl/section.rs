@@ -377,8 +377,8 @@ impl<'d> Section<'d> {
     }
 }
 
-/// Levenshtein distance, over bytes.
-fn distance(a: &str, b: &str) -> usize {
+/// Levenshtein distance, over bytes: how many are to be changed, added or removed.
+pub fn distance(a: &str, b: &str) -> usize {
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, x) in a.bytes().enumerate() {
         let mut diagonal = i;

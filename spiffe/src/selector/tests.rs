@@ -54,7 +54,8 @@ fn the_four_relations() {
     assert_eq!(related(&three), [false, false, true, true]);
     assert_eq!(related(&other), [false, false, false, true]);
     assert_eq!(related(&set(&["z:9"])), [false, false, false, false]);
-    assert_eq!(related(&set(&[])), [false, true, false, false]);
+    // As in SPIRE: an agent without selectors is found by none of them.
+    assert_eq!(related(&set(&[])), [false, false, false, false]);
 }
 
 #[test]

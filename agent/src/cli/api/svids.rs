@@ -73,6 +73,7 @@ impl Answer {
                 validity(&format!("CA #{}", index + 1), authority, screen);
             }
             for (id, bundle) in &self.federated {
+                let id = id.strip_prefix("spiffe://").unwrap_or(id);
                 for (index, authority) in bundle.iter().enumerate() {
                     validity(&format!("[{id}] CA #{}", index + 1), authority, screen);
                 }

@@ -1,5 +1,6 @@
 //! `entry create`, `update`, `delete`, `show`, `count`.
 
+mod advice;
 mod data;
 mod show;
 
@@ -247,8 +248,17 @@ impl Update {
     }
 }
 
+/// Warns of selectors that look like slips, each once. Standard output stays as scripts expect it.
+fn warn(entries: &[Entry], screen: &mut Screen) {
+    let advice = entries.iter().flat_map(|entry| &entry.selectors).filter_map(advice::about);
+    for text in advice.collect::<std::collections::BTreeSet<_>>() {
+        screen.error_line(format!("Warning: {text}"));
+    }
+}
+
 async fn create(flags: &Create, connection: Connection, screen: &mut Screen) -> Result<(), CliError> {
     let entries = flags.entries()?;
+    warn(&entries, screen);
     let mut client = client(connection).await?;
     let request = BatchCreateEntryRequest { entries: entries.clone(), output_mask: None };
     let mut answer = client.batch_create_entry(request).await?.into_inner();
@@ -267,6 +277,7 @@ async fn create(flags: &Create, connection: Connection, screen: &mut Screen) -> 
 
 async fn update(flags: &Update, connection: Connection, screen: &mut Screen) -> Result<(), CliError> {
     let mut entries = flags.entries()?;
+    warn(&entries, screen);
     let mut client = client(connection).await?;
     let asked = (flags.fields.disable_x509_svid_prefetch, flags.fields.jwt_svid_include_jti);
     if flags.fields.data.is_empty() && asked != (None, None) {

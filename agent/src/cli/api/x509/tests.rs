@@ -58,8 +58,8 @@ SVID Valid After:\t2023-11-14 22:13:10 +0000 UTC
 SVID Valid Until:\t2023-11-14 23:13:20 +0000 UTC
 CA #1 Valid After:\t2023-11-14 22:11:40 +0000 UTC
 CA #1 Valid Until:\t2023-11-15 22:13:20 +0000 UTC
-[spiffe://other] CA #1 Valid After:\t2023-11-14 22:11:40 +0000 UTC
-[spiffe://other] CA #1 Valid Until:\t2023-11-15 22:13:20 +0000 UTC
+[other] CA #1 Valid After:\t2023-11-14 22:11:40 +0000 UTC
+[other] CA #1 Valid Until:\t2023-11-15 22:13:20 +0000 UTC
 
 ";
     let expected =
