@@ -68,10 +68,12 @@ pub enum RunError {
     #[error("cannot set up TLS")]
     Tls(#[source] TlsError),
     /// A network address cannot be listened on.
-    #[error("cannot listen on {address}")]
+    #[error("cannot listen on {address} (set by {keys})")]
     Listen {
         /// The address.
         address: String,
+        /// The keys of the configuration that name the address.
+        keys: &'static str,
         /// What the system said.
         source: std::io::Error,
     },
@@ -120,7 +122,7 @@ pub fn run(config: Config) -> Result<(), RunError> {
     runtime.block_on(async {
         let (trigger, stop) = Shutdown::new();
         let tasks = Tasks::new(trigger.clone());
-        output.reopen_on_signal(&tasks, stop.clone());
+        output.answer_signals(&tasks, stop.clone());
         stop_on_signal(&tasks, trigger, stop.clone())?;
         let agent = Agent::build(config, level, Clock::system(), Entropy::system()).await?;
         agent.run(stop).await
@@ -413,18 +415,28 @@ async fn pages(
     let mut pages = Vec::new();
     if let Some(HealthPages { address, port, live_path, ready_path }) = &config.health {
         let answer = health.answer(live_path.clone(), ready_path.clone());
-        pages.push(("health checks", listen(address, *port).await?, answer));
+        pages.push((
+            "health checks",
+            listen(address, *port, "health_checks.bind_address, health_checks.bind_port").await?,
+            answer,
+        ));
     }
     if let (Some((address, port)), Some(recorded)) = (&config.telemetry.prometheus, recorded) {
-        pages.push(("metrics", listen(address, *port).await?, recorded.answer()));
+        pages.push((
+            "metrics",
+            listen(address, *port, "telemetry.Prometheus.host, telemetry.Prometheus.port").await?,
+            recorded.answer(),
+        ));
     }
     Ok(pages)
 }
 
-async fn listen(host: &str, port: u16) -> Result<TcpListener, RunError> {
-    TcpListener::bind((host, port))
-        .await
-        .map_err(|source| RunError::Listen { address: format!("{host}:{port}"), source })
+async fn listen(host: &str, port: u16, keys: &'static str) -> Result<TcpListener, RunError> {
+    let bound = TcpListener::bind((host, port)).await;
+    bound.map_err(|source| {
+        let address = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+        RunError::Listen { address, keys, source }
+    })
 }
 
 impl OwnChain for Identity {

@@ -455,6 +455,20 @@ async fn an_evicted_x509pop_agent_attests_again() -> Result<()> {
 }
 
 #[tokio::test]
+async fn sigusr1_ends_neither_program() -> Result<()> {
+    let mut house = House::new().await?;
+    for (pid, log) in [(house.server.pid()?, house.server.log()), (house.agent.pid()?, house.agent.log())] {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(i32::try_from(pid)?), Signal::SIGUSR1)?;
+        let told = async || std::fs::read_to_string(&log).ok().filter(|text| text.contains("SIGUSR1 changes nothing"));
+        wait::until("the answer to SIGUSR1", Duration::from_secs(60), told).await?;
+    }
+    assert_eq!(house.agent.ended()?, None);
+    house.register("/web", &[])?;
+    until_paths(&mut house.svids().await?, &["/web"]).await?;
+    Ok(())
+}
+
+#[tokio::test]
 async fn the_log_level_changes_while_the_server_runs() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let server = Server::start(&Binaries::signet()?, folder.path(), &ServerOptions::default()).await?;

@@ -15,7 +15,10 @@ pub use self::x509pop::X509Pop;
 #[non_exhaustive]
 pub enum ProveError {
     /// There is no join token to attest with.
-    #[error("no join token was given, and the agent has no identity yet")]
+    #[error(
+        "no join token was given, and the agent has no identity: run `signet-server token generate -spiffeID <the \
+         node's alias>` on the server, and then `signet-agent run -joinToken <token>` here"
+    )]
     NoToken,
     /// The method knows no challenges.
     #[error("the server challenges a node attestation that has no challenge")]

@@ -40,7 +40,10 @@ pub enum IdentityError {
     #[error("{0}; the agent's SVID was deleted")]
     Denied(Denial),
     /// The SVID ran out and can neither be renewed nor attested for again.
-    #[error("the agent's SVID expired before it could be renewed; the node has to attest anew")]
+    #[error(
+        "the agent's SVID expired before it could be renewed, and its join token is used up: run `signet-server token \
+         generate -spiffeID <the node's alias>` on the server, and then `signet-agent run -joinToken <token>` here"
+    )]
     Expired,
     /// The server cannot be known by the stored bundle any more.
     #[error("the server's authority is not in the agent's trust bundle; delete the agent's data to bootstrap anew")]

@@ -190,7 +190,13 @@ async fn an_agent_that_cannot_attest_again_ends_when_the_server_is_back_too_late
     assert!(!agent.keeper.is_finished());
     world.fake.come_back();
     let back = Instant::now();
-    assert!(matches!(agent.keeper.await.unwrap(), Err(IdentityError::Expired)));
+    let ended = agent.keeper.await.unwrap().unwrap_err();
+    assert!(matches!(ended, IdentityError::Expired));
+    assert_eq!(
+        ended.to_string(),
+        "the agent's SVID expired before it could be renewed, and its join token is used up: run `signet-server token \
+         generate -spiffeID <the node's alias>` on the server, and then `signet-agent run -joinToken <token>` here"
+    );
     assert!(back.elapsed() <= ONE_STEP);
 }
 

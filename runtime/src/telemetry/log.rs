@@ -123,30 +123,33 @@ impl Output {
         };
     }
 
-    /// Opens the file again at each SIGUSR2, until shutdown.
-    pub fn reopen_on_signal(&self, tasks: &Tasks, shutdown: Shutdown) {
+    /// Opens the file again at each SIGUSR2, until shutdown. SIGUSR1, with which SPIRE reads data files of plugins again,
+    /// finds nothing to read and says so; it never ends the process.
+    pub fn answer_signals(&self, tasks: &Tasks, shutdown: Shutdown) {
         use tokio::signal::unix::{SignalKind, signal};
         let output = self.clone();
-        let mut signals = match signal(SignalKind::user_defined2()) {
-            Ok(signals) => signals,
+        let both =
+            signal(SignalKind::user_defined1()).and_then(|reload| Ok((reload, signal(SignalKind::user_defined2())?)));
+        let (mut reload, mut reopen) = match both {
+            Ok(both) => both,
             Err(error) => {
-                tracing::warn!(%error, "Cannot listen for SIGUSR2; the log file will not be reopened");
+                tracing::warn!(%error, "Cannot listen for SIGUSR1 and SIGUSR2; the log file will not be reopened");
                 return;
             }
         };
-        tasks.spawn("log reopening", async move {
+        tasks.spawn("user signals", async move {
             loop {
                 tokio::select! {
-                    received = signals.recv() => {
-                        if received.is_none() {
-                            return;
-                        }
-                        match output.reopen() {
-                            Ok(()) => tracing::info!("Log file reopened"),
-                            Err(error) => tracing::error!(error = super::chain(&error), "Cannot reopen the log file"),
-                        }
-                    }
+                    Some(()) = reload.recv() => tracing::info!(
+                        "SIGUSR1 changes nothing: no plugin has a data file to read again. Restart to use a changed \
+                         configuration; send SIGUSR2 to reopen the log file"
+                    ),
+                    Some(()) = reopen.recv() => match output.reopen() {
+                        Ok(()) => tracing::info!("Log file reopened"),
+                        Err(error) => tracing::error!(error = super::chain(&error), "Cannot reopen the log file"),
+                    },
                     () = shutdown.requested() => return,
+                    else => return,
                 }
             }
         });

@@ -149,7 +149,7 @@ pub fn run(config: Config) -> Result<(), StartError> {
     let ended = runtime.block_on(async {
         let (trigger, stop) = Shutdown::new();
         let tasks = Tasks::new(trigger.clone());
-        output.reopen_on_signal(&tasks, stop.clone());
+        output.answer_signals(&tasks, stop.clone());
         stop_on_signal(&tasks, trigger, stop.clone())?;
         let server = Server::build(config, level, Clock::system(), Entropy::system()).await?;
         server.run(stop).await;
