@@ -21,7 +21,7 @@ pub struct DiskKeys {
     path: PathBuf,
     // Under their names: keys that are not ours are kept in the file as they are.
     keys: Mutex<BTreeMap<String, Arc<PrivateKey>>>,
-    _lock: keyfile::Lock,
+    _lock: Option<keyfile::Lock>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -41,14 +41,28 @@ impl DiskKeys {
     /// # Errors
     /// If another process uses the file, or if it cannot be read or understood.
     pub fn open(directory: &Path) -> Result<Self, KeyError> {
+        let path = Self::prepared(directory)?;
+        // Each write replaces the whole file by what this process knows of it.
+        let lock = keyfile::lock(&path, "directory of KeyManager \"disk\"").map_err(KeyError::File)?;
+        Self::read(path, Some(lock))
+    }
+
+    /// The same without a lock: agents of a test share a process, and one that is killed gives nothing back.
+    #[cfg(test)]
+    pub(crate) fn open_unlocked(directory: &Path) -> Result<Self, KeyError> {
+        Self::read(Self::prepared(directory)?, None)
+    }
+
+    fn prepared(directory: &Path) -> Result<PathBuf, KeyError> {
         std::fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(directory)
             .map_err(|source| KeyError::Directory { directory: directory.to_owned(), source })?;
-        let path = directory.join(FILE);
-        // Each write replaces the whole file by what this process knows of it.
-        let lock = keyfile::lock(&path, "directory of KeyManager \"disk\"").map_err(KeyError::File)?;
+        Ok(directory.join(FILE))
+    }
+
+    fn read(path: PathBuf, lock: Option<keyfile::Lock>) -> Result<Self, KeyError> {
         let mut keys = BTreeMap::new();
         if let Some(text) = keyfile::read(&path).map_err(KeyError::File)? {
             let document: Document = spiffe::from_object(&text, "{\"keys\": {…}}").map_err(KeyError::Format)?;

@@ -101,7 +101,7 @@ impl World {
         let identity = Identity::open(Parts {
             trust_domain: trust_domain.clone(),
             file: DataFile::open(path).unwrap(),
-            keys: Arc::new(DiskKeys::open(path).unwrap()),
+            keys: Arc::new(DiskKeys::open_unlocked(path).unwrap()),
             prover: Arc::new(Prover { repeats: self.fake.state().reattestable }),
             bootstrap: Box::new(move || Ok(Some(bundle))),
             unknown_authority: self.unknown_authority,

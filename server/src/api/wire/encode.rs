@@ -216,6 +216,7 @@ mod tests {
                 created_at,
                 disable_x509_svid_prefetch: flags[3],
                 jwt_svid_include_jti: flags[4],
+                content: crate::state::model::Content::default(),
             })
         }
     }

@@ -254,10 +254,10 @@ mod tests {
     async fn keeps_the_contract_of_signing_keys() {
         let entropy = Entropy::system();
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("keys.json");
+        let number = std::sync::atomic::AtomicU32::new(0);
         super::super::contract::signing_keys(|| async {
-            let _ = std::fs::remove_file(&path);
-            DiskKeys::open(&path, &entropy).unwrap()
+            let number = number.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            DiskKeys::open(&directory.path().join(format!("keys-{number}.json")), &entropy).unwrap()
         })
         .await;
     }
@@ -374,6 +374,7 @@ mod tests {
         let file: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
         let theirs = serde_json::json!({"keys": file["keys"]});
         runtime::keyfile::write(&path, theirs.to_string().as_bytes()).unwrap();
+        drop(keys);
 
         for other in [Some([3; 16]), None] {
             let refused = DiskKeys::open(&path, &entropy).unwrap().belong_to(other, &[]);
