@@ -100,13 +100,11 @@ pub fn host(given: &Located<String>, mistakes: &Mistakes) -> Option<String> {
     // A zone (`fe80::1%eth0`) is the resolver's business.
     let address = bare.split_once('%').map_or(bare, |(address, _)| address);
     // No name contains these; a port, or one bracket alone, is a slip.
-    if bare.contains([':', '[', ']']) || bare.len() < text.len() {
-        if address.parse::<std::net::Ipv6Addr>().is_err() {
-            let message = format!("{text:?} is neither a name nor an IP address");
-            let remedy = "write it without a port, such as 0.0.0.0, [::] or localhost; the port has a key of its own";
-            mistakes.refuse_at(given, message, remedy);
-            return None;
-        }
+    if (bare.contains([':', '[', ']']) || bare.len() < text.len()) && address.parse::<std::net::Ipv6Addr>().is_err() {
+        let message = format!("{text:?} is neither a name nor an IP address");
+        let remedy = "write it without a port, such as 0.0.0.0, [::] or localhost; the port has a key of its own";
+        mistakes.refuse_at(given, message, remedy);
+        return None;
     }
     Some(bare.to_owned())
 }
