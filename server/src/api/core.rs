@@ -109,7 +109,7 @@ impl Core {
             return Err(Failure::denied(method.path, None));
         };
         let (id, serial, not_after) = (id.clone(), *serial, *not_after);
-        let proposed = self.committer.propose(Urgency::Normal, move |state, _| {
+        let proposed = self.committer.propose(Urgency::Vital, move |state, _| {
             agent::promote(state, &id, serial, not_after).map(|part| (part, ()))
         });
         match proposed.await {

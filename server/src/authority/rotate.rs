@@ -230,7 +230,7 @@ impl Authority {
         let keys = self.keys_at_hand(&inner.replica.latest());
         let proposed = inner
             .committer
-            .propose(Urgency::Normal, move |state: &State, now| {
+            .propose(Urgency::Vital, move |state: &State, now| {
                 let ground = Ground { state, owner, kind, keys: &keys, time: Time::new(now, steady.left()) };
                 journal::prepare(&ground, &made, cause).map(|part| (part, ()))
             })
@@ -330,7 +330,7 @@ impl Authority {
         let keys = self.keys_at_hand(&state);
         let receipt = inner
             .committer
-            .propose(Urgency::Normal, move |state: &State, now| {
+            .propose(Urgency::Vital, move |state: &State, now| {
                 let ground = Ground { state, owner, kind, keys: &keys, time: Time::new(now, steady.left()) };
                 journal::activate(&ground, &wanted, cause)
             })

@@ -39,9 +39,7 @@ impl Authority {
         let _ = self
             .inner
             .committer
-            .propose(Urgency::Normal, move |state: &State, _| {
-                Ok::<_, Refusal>((journal::lose(state, owner, &lost), ()))
-            })
+            .propose(Urgency::Vital, move |state: &State, _| Ok::<_, Refusal>((journal::lose(state, owner, &lost), ())))
             .await?;
         Ok(())
     }

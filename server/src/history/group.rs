@@ -108,7 +108,10 @@ pub enum Urgency {
     /// Refused when free space is below the reserve.
     #[default]
     Normal,
-    /// Deletes, bans and evictions: accepted from the reserve.
+    /// What keeps identities alive that there are: renewals and first uses of certificates, steps of authorities,
+    /// attestations of known nodes. Accepted from half of the reserve.
+    Vital,
+    /// Deletes, bans and evictions: accepted from the whole reserve.
     Shrinking,
 }
 

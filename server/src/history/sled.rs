@@ -6,7 +6,7 @@
 //!   wait for the drive. Never `flush_async`, which hangs with two callers.
 //! - No row above 5 KiB: a leaf of large rows would be written to a file of its own, which sled never syncs.
 //! - After any error the handle is poisoned: what is on disk is intact, what is in sled's memory may not be.
-//! - A file of reserved space is given up, step by step, to deletes and bans when the disk is full.
+//! - A file of reserved space is given up, step by step, to renewals, deletes and bans when the disk is full.
 
 mod rows;
 mod space;
@@ -34,7 +34,7 @@ pub struct Options {
     /// Memory for sled's page cache, in bytes; it takes about twice as much. Reads are served from the
     /// state in memory, so this only serves loading and rewriting.
     pub cache_bytes: u64,
-    /// The largest reserve for deletes and bans, in bytes; on a small disk it is an eighth of the disk.
+    /// The largest reserve for renewals, deletes and bans, in bytes; on a small disk it is an eighth of the disk.
     pub reserve_bytes: u64,
 }
 

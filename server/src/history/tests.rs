@@ -153,7 +153,7 @@ impl Drop for SmallDisk {
 }
 
 #[tokio::test]
-async fn the_smallest_reserve_is_enough_for_deletes() {
+async fn the_smallest_reserve_is_enough_for_renewals_and_then_for_deletes() {
     let Some(disk) = SmallDisk::mount("size=6m") else {
         eprintln!("not run: mounting a file system needs root");
         return;
@@ -167,6 +167,21 @@ async fn the_smallest_reserve_is_enough_for_deletes() {
     disk.take(usize::MAX);
     let ordinary = store.append(&position, &group(2, 0, vec![put(b"late", b"x")])).await;
     assert!(matches!(ordinary, Err(StoreError::Full { .. })), "{ordinary:?}");
+    let vital = || super::Group::new([4; 16], at(1), Urgency::Vital, vec![vec![put(b"a", b"2")]]);
+    for _ in 0..50 {
+        let Appended::Committed(next) = store.append(&position, &vital()).await.unwrap() else { panic!("moved") };
+        position = next;
+    }
+    // Somebody else takes what is given up for renewals: half of the reserve stays for deletes.
+    let refusal = loop {
+        disk.take(usize::MAX);
+        match store.append(&position, &vital()).await {
+            Ok(Appended::Committed(next)) => position = next,
+            Ok(Appended::Moved) => panic!("moved"),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(refusal, StoreError::Full { reserve: 1_572_864, .. }), "{refusal:?}");
     for _ in 0..50 {
         let Appended::Committed(next) = store.append(&position, &delete()).await.unwrap() else { panic!("moved") };
         position = next;

@@ -188,10 +188,11 @@ impl AgentService {
             token,
             alias_entry_id: Arc::from(self.core.entropy.uuid_v4()),
         };
+        let urgency = if state.agent(&attestation.id).is_some() { Urgency::Vital } else { Urgency::Normal };
         let proposed = self
             .core
             .committer
-            .propose(Urgency::Normal, move |state, now| agent::attest(state, &attestation, now).map(|part| (part, ())));
+            .propose(urgency, move |state, now| agent::attest(state, &attestation, now).map(|part| (part, ())));
         let receipt =
             proposed.await.map_err(|error| Failure::of_proposal("failed to create attested agent", error, refused))?;
         Ok((wire::x509_svid(issued.release(&receipt)), can_reattest))

@@ -76,7 +76,7 @@ impl AgentService {
             .agent_x509(&id, csr.public_key(), self.core.now())
             .map_err(|error| Failure::of_issue("failed to sign X509 SVID", error))?;
         let (serial, expires_at) = (issued.serial(), issued.not_after());
-        let proposed = self.core.committer.propose(Urgency::Normal, move |state, _| {
+        let proposed = self.core.committer.propose(Urgency::Vital, move |state, _| {
             agent::renew(state, &id, serial, expires_at).map(|part| (part, ()))
         });
         let receipt =

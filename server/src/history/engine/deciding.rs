@@ -68,8 +68,8 @@ impl Core {
         queue: &mut mpsc::Receiver<Batch>,
         shutdown: &Shutdown,
     ) {
-        // Set once the store was found full: from then on only what shrinks is decided.
-        let mut full: Option<StoreError> = None;
+        // Set once the store was found full: from then on only what is more urgent than that is decided.
+        let mut full: Option<(StoreError, Urgency)> = None;
         while !waiting.is_empty() {
             if let Some(outcome) = self.hindrance() {
                 waiting.drain(..).for_each(|proposal| proposal.answer(outcome.clone()));
@@ -110,14 +110,8 @@ impl Core {
                     put_back(&mut waiting, round.taken);
                 }
                 Done::Full(error) => {
-                    if full.is_some() {
-                        // Nothing but shrinking proposals is left, and even for them there is no room.
-                        let outcome = Outcome::Full(error);
-                        round.taken.into_iter().for_each(|proposal| proposal.answer(outcome.clone()));
-                    } else {
-                        full = Some(error);
-                        put_back(&mut waiting, round.taken);
-                    }
+                    full = Some((error, round.urgency));
+                    put_back(&mut waiting, round.taken);
                 }
                 Done::Failed(error) => {
                     self.note_failure(&error);
@@ -146,7 +140,7 @@ impl Core {
     }
 
     /// Decides proposals in turn, each on the state that the ones before it left, until a group is full.
-    fn decide(&mut self, waiting: &mut VecDeque<Box<dyn Proposal>>, full: Option<&StoreError>) -> Round {
+    fn decide(&mut self, waiting: &mut VecDeque<Box<dyn Proposal>>, full: Option<&(StoreError, Urgency)>) -> Round {
         let base = State::clone(&self.state);
         // The stamp of the group. It may be earlier than the one before: nothing decides by it afterwards.
         let now = self.clock.now();
@@ -164,7 +158,9 @@ impl Core {
             if proposal.is_abandoned() {
                 continue;
             }
-            if let (Some(error), Urgency::Normal) = (full, proposal.urgency()) {
+            if let Some((error, urgency)) = full
+                && proposal.urgency() <= *urgency
+            {
                 proposal.answer(Outcome::Full(error.clone()));
                 continue;
             }

@@ -1,4 +1,5 @@
-//! Room on the disk: a file of reserved space that only deletes, bans and evictions may use up.
+//! Room on the disk: a file of reserved space that only deletes, bans and evictions may use up, and half of it what keeps
+//! identities alive.
 //!
 //! A threshold alone would not do: whatever else writes to the disk would eat what the threshold was to protect.
 
@@ -14,8 +15,8 @@ use super::super::{MAX_GROUP_BYTES, StoreError, Urgency};
 const MIB: u64 = 1024 * 1024;
 /// On a small disk the reserve is this part of it.
 const PART_OF_DISK: u64 = 8;
-/// More than the margin, or nothing of it would be left for the deletes themselves.
-const SMALLEST: u64 = 2 * MIB;
+/// Each half is more than the margin, or nothing of it would be left for the writes themselves.
+const SMALLEST: u64 = 3 * MIB;
 /// What sled may write beside the group itself: whole segments, and nodes that it rewrites.
 const MARGIN: u64 = MIB;
 const AMPLIFICATION: u64 = 6;
@@ -49,7 +50,7 @@ impl Space {
         let total = disk.blocks() * disk.fragment_size();
         let wanted = (total / PART_OF_DISK).clamp(SMALLEST, largest.max(SMALLEST));
         let mut space = Self { directory: directory.to_owned(), file, held, wanted, short: false };
-        space.give_up_until(MARGIN)?;
+        space.give_up_until(MARGIN, 0)?;
         space.refill(MARGIN);
         Ok(space)
     }
@@ -65,7 +66,12 @@ impl Space {
         let admitted = match urgency {
             Urgency::Normal if free >= needed && self.held >= self.wanted => Ok(()),
             Urgency::Normal => Err(StoreError::Full { free: self.free() + self.held, reserve: self.wanted }),
-            Urgency::Shrinking if free >= needed || self.give_up_until(needed).unwrap_or(false) => Ok(()),
+            Urgency::Vital if free >= needed || self.give_up_until(needed, self.wanted / 2).unwrap_or(false) => Ok(()),
+            Urgency::Vital => {
+                let left = self.held.saturating_sub(self.wanted / 2);
+                Err(StoreError::Full { free: self.free() + left, reserve: self.wanted / 2 })
+            }
+            Urgency::Shrinking if free >= needed || self.give_up_until(needed, 0).unwrap_or(false) => Ok(()),
             Urgency::Shrinking => Err(StoreError::Exhausted { free: self.free() }),
         };
         self.tell(urgency, &admitted);
@@ -92,7 +98,7 @@ impl Space {
     /// Makes the room that sled may need to read: on its way it completes what writes have left, by writing.
     pub(super) fn make_readable(&mut self) {
         // Without room the read shows whether it was needed.
-        let _ = self.give_up_until(MARGIN);
+        let _ = self.give_up_until(MARGIN, 0);
     }
 
     /// What the file system would still take. If it does not say, writing shows.
@@ -100,13 +106,13 @@ impl Space {
         statvfs(&self.directory).map_or(u64::MAX, |disk| disk.blocks_available() * disk.fragment_size())
     }
 
-    /// Shrinks the reserve until `needed` bytes are free; whether they are.
-    fn give_up_until(&mut self, needed: u64) -> io::Result<bool> {
+    /// Shrinks the reserve until `needed` bytes are free, or it is down to `kept`; whether they are.
+    fn give_up_until(&mut self, needed: u64, kept: u64) -> io::Result<bool> {
         while self.free() < needed {
-            if self.held == 0 {
+            if self.held <= kept {
                 return Ok(false);
             }
-            let left = self.held.saturating_sub(STEP);
+            let left = self.held.saturating_sub(STEP).max(kept);
             self.file.set_len(left)?;
             self.held = left;
         }
@@ -123,7 +129,7 @@ impl Space {
         // A failed allocation may have gone part of the way: the file says how far.
         self.held = self.file.metadata().map_or(0, |file| file.len());
         if allocated {
-            tracing::info!(bytes = self.held, "Space on the store's disk is reserved for deletes and bans");
+            tracing::info!(bytes = self.held, "Space on the store's disk is reserved for renewals, deletes and bans");
         }
     }
 }

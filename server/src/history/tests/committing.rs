@@ -197,6 +197,38 @@ async fn a_full_store_takes_what_shrinks() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_full_store_refuses_the_least_urgent_first() {
+    let store = Arc::new(Faulty::new(Memory::new(HISTORY), [(2, Fault::Full), (5, Fault::Full), (6, Fault::Full)]));
+    let running = Running::start(store, Reach::OneProcess).await;
+    running.committer.propose(Urgency::Normal, add(1)).await.unwrap();
+    let remove = || |_: &State, _| Ok::<_, ()>((Part::new(vec![Change::RemoveToken(hash(1))]), ()));
+    let committer = || running.committer.clone();
+    let (one, two, three) = (committer(), committer(), committer());
+    // Full for what is ordinary.
+    let (full, vital, removed) = tokio::join!(
+        one.propose(Urgency::Normal, add(2)),
+        two.propose(Urgency::Vital, add(3)),
+        three.propose(Urgency::Shrinking, remove())
+    );
+    assert!(matches!(full, Err(ProposeError::Full(_))), "{full:?}");
+    vital.unwrap();
+    removed.unwrap();
+    assert_eq!(tokens(&running.replica.latest()), [3]);
+    running.committer.propose(Urgency::Normal, add(1)).await.unwrap();
+    // Full for what is vital as well.
+    let (full, vital, removed) = tokio::join!(
+        one.propose(Urgency::Normal, add(2)),
+        two.propose(Urgency::Vital, add(4)),
+        three.propose(Urgency::Shrinking, remove())
+    );
+    assert!(matches!(full, Err(ProposeError::Full(_))), "{full:?}");
+    assert!(matches!(vital, Err(ProposeError::Full(_))), "{vital:?}");
+    removed.unwrap();
+    assert_eq!(tokens(&running.replica.latest()), [3]);
+    running.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_dropped_proposal_is_not_run() {
     let running = Running::start(Arc::new(Memory::new(HISTORY)), Reach::OneProcess).await;
     let runs = Arc::new(AtomicUsize::new(0));
