@@ -48,6 +48,28 @@ impl RenewAt {
     }
 }
 
+/// From when to when a credential is valid, the end not included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Validity {
+    /// When it begins.
+    pub not_before: SystemTime,
+    /// When it is over.
+    pub not_after: SystemTime,
+}
+
+impl Validity {
+    /// Whether it is valid at `now`.
+    pub fn holds(self, now: SystemTime) -> bool {
+        self.not_before <= now && now < self.not_after
+    }
+}
+
+/// Whether a new credential may take the place of the one that is held. What is not valid by the own clock never replaces
+/// what is: either clock may be wrong, and the holder can use only what its own says is good.
+pub fn may_replace(held: Option<Validity>, next: Validity, now: SystemTime) -> bool {
+    next.holds(now) || !held.is_some_and(|held| held.holds(now))
+}
+
 /// How long to wait before a failed renewal is tried again, where a back-off says `wait`: no longer than half of what
 /// the credential has left, so that nobody sleeps through its end, but on that account not less than `least`. What has
 /// run out is in no hurry any more.
@@ -73,6 +95,25 @@ mod tests {
         let middle = RenewAt::draw(at(1000), at(3000), at(900), 100);
         let latest = RenewAt::draw(at(1000), at(3000), at(900), 200);
         assert_eq!([earliest.at(), middle.at(), latest.at()], [at(1900), at(2000), at(2100)]);
+    }
+
+    #[test]
+    fn nothing_valid_is_replaced_by_what_is_not() {
+        let of = |from, to| Validity { not_before: at(from), not_after: at(to) };
+        let held = of(100, 200);
+        for (next, now, expected) in [
+            (of(150, 250), 160, true),
+            (of(161, 250), 160, false),
+            (of(160, 250), 160, true),
+            (of(10, 160), 160, false),
+            // What is held is not valid either: the newer one is the better guess.
+            (of(300, 400), 200, true),
+            (of(300, 400), 99, true),
+            (of(10, 20), 200, true),
+        ] {
+            assert_eq!(may_replace(Some(held), next, at(now)), expected, "{next:?} at {now}");
+        }
+        assert!(may_replace(None, of(300, 400), at(5)));
     }
 
     #[test]

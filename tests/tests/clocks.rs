@@ -227,3 +227,53 @@ async fn the_clock_of_the_server_is_a_year_ahead() -> Result<()> {
 async fn the_clock_of_the_server_is_a_day_behind() -> Result<()> {
     the_clock_of_the_server_is_wrong(-DAY).await
 }
+
+async fn the_clock_of_the_agent_is_wrong(seconds: i64) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let set = Set::new(folder.path())?;
+    let server = Server::start(&Binaries::signet()?, &folder.path().join("server"), &ServerOptions::default()).await?;
+    let settings = AgentOptions { join_token: Some(server.token(Some(NODE))?), ..AgentOptions::default() };
+    let mut agent = Agent::start(&set.binaries()?, &folder.path().join("agent"), &server, &settings).await?;
+    register(&server, "/before", &[])?;
+    let before = identity(&agent, "/before").await?;
+
+    set.ahead(seconds)?;
+    // Told to a server that this agent may not believe for now.
+    register(&server, "/during", &[])?;
+    agent.signal(Signal::SIGTERM).await?;
+    let begun = std::fs::read_to_string(agent.log())?.len();
+    agent.start_without_waiting()?;
+    wait::until("the agent to have looked at its clock", PATIENCE, async || {
+        let ended = agent.ended().ok().flatten().is_some();
+        let log = std::fs::read_to_string(agent.log()).unwrap_or_default();
+        let warned = log.get(begun..).is_some_and(|log| log.contains("level=warn") || log.contains("level=error"));
+        (ended || warned).then_some(())
+    })
+    .await?;
+
+    set.ahead(0)?;
+    if agent.ended()?.is_some() {
+        agent.start_without_waiting()?;
+    }
+    agent.ready().await?;
+    register(&server, "/after", &[])?;
+    for path in ["/before", "/during", "/after"] {
+        believe_each_other(&before, &identity(&agent, path).await?)?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_clock_of_the_agent_is_a_day_ahead() -> Result<()> {
+    the_clock_of_the_agent_is_wrong(DAY).await
+}
+
+#[tokio::test]
+async fn the_clock_of_the_agent_is_a_year_ahead() -> Result<()> {
+    the_clock_of_the_agent_is_wrong(365 * DAY).await
+}
+
+#[tokio::test]
+async fn the_clock_of_the_agent_is_a_day_behind() -> Result<()> {
+    the_clock_of_the_agent_is_wrong(-DAY).await
+}

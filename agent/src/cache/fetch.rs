@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::future::{BoxFuture, FutureExt as _};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use spiffe::id::SpiffeId;
-use spiffe::renew::RenewAt;
+use spiffe::renew::{RenewAt, Validity, may_replace};
 use spiffe::selector::SelectorSet;
 
 use super::desired::Entry;
@@ -103,6 +103,15 @@ impl Cache {
     }
 }
 
+/// What the clocks of two machines may differ by for a token that was signed just now: it begins when it is signed, while
+/// certificates begin a little earlier.
+const LEEWAY: Duration = Duration::from_secs(60);
+
+fn validity(svid: &JwtSvid) -> Validity {
+    let not_before = svid.issued_at.checked_sub(LEEWAY).unwrap_or(svid.issued_at);
+    Validity { not_before, not_after: svid.expires_at }
+}
+
 impl Inner {
     /// What is in memory, and the request to wait for if that is not enough: the one under way or a new one. Both under
     /// one lock, so that nobody asks for what has just come.
@@ -132,8 +141,12 @@ impl Inner {
         async move {
             let inner = &under_way.cache;
             let svid = inner.sign_jwt(&entry, &audience).await?;
-            let random = inner.entropy.u64();
-            let renew_at = RenewAt::draw(svid.issued_at, svid.expires_at, inner.clock.now(), random);
+            let (random, now) = (inner.entropy.u64(), inner.clock.now());
+            let renew_at = RenewAt::draw(svid.issued_at, svid.expires_at, now, random);
+            let held = inner.jwt().held(&under_way.key).map(|held| validity(&held));
+            if !may_replace(held, validity(&svid), now) {
+                return Err(Arc::new(IssueError::ClockDisagrees));
+            }
             // Under the lock of the state, so that a step which removes the entry comes wholly before or wholly after.
             let state = inner.state();
             if state.wants(&entry) {

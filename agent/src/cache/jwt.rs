@@ -123,6 +123,11 @@ impl JwtCache {
         if now < cached.renew_at { Found::Fresh(svid) } else { Found::Ageing(svid) }
     }
 
+    /// What is held for `key`, over or not.
+    pub(super) fn held(&self, key: &Key) -> Option<Arc<JwtSvid>> {
+        self.tokens.get(key).map(|cached| Arc::clone(&cached.svid))
+    }
+
     pub(super) fn insert(&mut self, key: Key, svid: Arc<JwtSvid>, renew_at: SystemTime) {
         if self.limit == 0 {
             return;

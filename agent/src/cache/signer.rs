@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use runtime::backoff::Backoff;
 use runtime::shutdown::Shutdown;
-use spiffe::renew::{RenewAt, retry_within};
+use spiffe::renew::{RenewAt, Validity, may_replace, retry_within};
 use spiffe::x509::{KeyType, PrivateKey, X509Svid};
 
 use super::desired::{Entry, EntryId};
@@ -48,16 +48,17 @@ impl Cache {
     pub async fn sign_until(&self, shutdown: Shutdown, key_type: KeyType) {
         let mut batch = LARGEST_BATCH;
         let mut backoff = Backoff::new(CALL_RETRY.0, CALL_RETRY.1);
-        let mut failed_until: Option<SystemTime> = None;
+        // By the boot clock, which nobody sets.
+        let mut failed_until: Option<Duration> = None;
         while !shutdown.is_requested() {
-            let now = self.inner.clock.now();
-            let (entries, mut wake, refused) = {
+            let (ahead, now, boot) = (self.inner.clock.ahead(), self.inner.clock.now(), self.inner.clock.boot());
+            let (entries, wake) = {
                 let mut state = self.inner.state();
-                if std::mem::take(&mut state.heard) || failed_until.is_some_and(|until| until <= now) {
+                if std::mem::take(&mut state.heard) || failed_until.is_some_and(|until| until <= boot) {
                     failed_until = None;
                 }
                 state.waiting = failed_until.is_some();
-                let plan = state.plan(self.inner.limits.x509_svids, now);
+                let plan = state.plan(self.inner.limits.x509_svids, now, boot);
                 let forget: HashSet<EntryId> = plan.forget.into_iter().collect();
                 state.forget(&forget, now);
                 let mut entries: Vec<Arc<Entry>> = Vec::new();
@@ -66,16 +67,15 @@ impl Cache {
                         .extend(plan.sign.iter().take(batch).filter_map(|id| state.desired.entry(id)).map(Arc::clone));
                     state.signing.extend(entries.iter().map(|entry| Arc::clone(&entry.id)));
                 }
-                (entries, plan.wake, !state.refused.is_empty())
+                (entries, plan.wake)
             };
             if entries.is_empty() {
-                if let Some(until) = failed_until {
-                    wake = Some(wake.map_or(until, |wake| wake.min(until)));
-                }
+                let waited_out = failed_until.unwrap_or_default().saturating_sub(boot);
                 tokio::select! {
                     () = self.inner.signer.nudged_or_at(&self.inner.clock, wake) => {}
-                    // The clock may be set back meanwhile, which makes the moments of the next attempts void.
-                    () = self.inner.clock.sleep(ITEM_RETRY.1), if refused => {}
+                    () = self.inner.clock.sleep(waited_out), if failed_until.is_some() => {}
+                    // What is due, and what is valid, are others now.
+                    () = self.inner.clock.stepped(ahead) => {}
                     () = shutdown.requested() => return,
                 }
                 continue;
@@ -104,7 +104,7 @@ impl Cache {
                     );
                     metrics::counter!("cache_manager.sign.failures").increment(1);
                     batch = (ids.len() / 2).max(1);
-                    failed_until = now.checked_add(wait);
+                    failed_until = Some(self.inner.clock.boot() + wait);
                     self.keep(&ids, Vec::new());
                 }
             }
@@ -138,7 +138,7 @@ impl Cache {
 
     /// Takes in what was signed for the entries `asked`, as far as it is still wanted in exactly that form.
     fn keep(&self, asked: &HashSet<EntryId>, results: Vec<(Arc<Entry>, Result<Signed, IssueError>)>) {
-        let now = self.inner.clock.now();
+        let (now, boot) = (self.inner.clock.now(), self.inner.clock.boot());
         let mut kept = HashSet::new();
         let mut state = self.inner.state();
         state.signing.retain(|id| !asked.contains(id));
@@ -147,6 +147,11 @@ impl Cache {
                 tracing::debug!(entry_id = %entry.id, "An entry changed while its SVID was being signed");
                 continue;
             }
+            let held = state.credentials.get(&entry.id).map(|held| validity(&held.svid));
+            let result = result.and_then(|signed| {
+                let replaces = may_replace(held, validity(&signed.svid), now);
+                if replaces { Ok(signed) } else { Err(IssueError::ClockDisagrees) }
+            });
             match result {
                 Ok(signed) => {
                     let credential = self.credential(&entry, signed, now, state.tick);
@@ -160,7 +165,7 @@ impl Cache {
                     let spread = wait.mul_f64(0.9 + 0.1 * self.inner.entropy.unit());
                     let held = state.credentials.get(&entry.id).map(|credential| credential.svid.not_after);
                     let spread = held.map_or(spread, |end| retry_within(spread, end, now, LEAST_RETRY));
-                    state.refused.insert(Arc::clone(&entry.id), Refused { retry_at: now + spread, wait });
+                    state.refused.insert(Arc::clone(&entry.id), Refused { retry_at: boot + spread, wait });
                     tracing::warn!(
                         entry_id = %entry.id,
                         spiffe_id = %entry.spiffe_id,
@@ -196,6 +201,10 @@ impl Cache {
     }
 }
 
+fn validity(svid: &HeldSvid) -> Validity {
+    Validity { not_before: svid.not_before, not_after: svid.not_after }
+}
+
 async fn make_orders(entries: Vec<Arc<Entry>>, kind: KeyType) -> Result<Vec<Order>, KeyError> {
     // RSA keys take up to seconds each.
     let inline = entries.len() <= KEYS_INLINE && matches!(kind, KeyType::EcP256 | KeyType::EcP384);
@@ -218,7 +227,7 @@ fn check(order: Order, chain: Vec<Bytes>, now: SystemTime) -> Result<Signed, Iss
         return Err(IssueError::Foreign);
     }
     if svid.not_after <= now {
-        return Err(IssueError::Malformed("the SVID has expired"));
+        return Err(IssueError::Malformed("the SVID has expired by this machine's clock"));
     }
     let authority_key_id = taint::authority_of(&svid.chain);
     let held = HeldSvid {

@@ -41,16 +41,9 @@ pub(super) struct Credential {
 
 #[derive(Clone, Copy)]
 pub(super) struct Refused {
-    pub(super) retry_at: SystemTime,
+    /// Before when the entry is not asked for again, by the boot clock, which nobody sets.
+    pub(super) retry_at: Duration,
     pub(super) wait: Duration,
-}
-
-impl Refused {
-    /// Before when the entry is not asked for again. A moment further off than the whole wait was noted by a clock that was
-    /// ahead and has been set right: it is void.
-    fn retry_at_by(self, now: SystemTime) -> Option<SystemTime> {
-        Some(self.retry_at).filter(|at| *at <= now + self.wait)
-    }
 }
 
 pub(super) fn build(
@@ -135,7 +128,7 @@ impl State {
 
     /// What to sign and what to forget. An agent may be told of many more entries than it has room for, and decides anew
     /// after each change: so only those are looked at that can matter.
-    pub(super) fn plan(&self, limit: usize, now: SystemTime) -> Plan {
+    pub(super) fn plan(&self, limit: usize, now: SystemTime, boot: Duration) -> Plan {
         let followed: HashSet<EntryId> = self.views.followed().collect();
         let held = self.credentials.keys().filter_map(|id| self.desired.entry(id));
         let awaited = followed.iter().filter(|id| !self.credentials.contains_key(*id));
@@ -143,7 +136,7 @@ impl State {
         let mut candidates: Vec<Candidate> = held
             .chain(awaited)
             .filter(|entry| !entry.store_svid)
-            .map(|entry| self.candidate(entry, followed.contains(&entry.id), now))
+            .map(|entry| self.candidate(entry, followed.contains(&entry.id), now, boot))
             .collect();
         // Each takes room, but those whose credential is over.
         let live = |candidate: &&Candidate| {
@@ -158,12 +151,12 @@ impl State {
                     && !followed.contains(&entry.id)
             };
             let missing = self.desired.entries().filter(missing).take(room);
-            candidates.extend(missing.map(|entry| self.candidate(entry, false, now)));
+            candidates.extend(missing.map(|entry| self.candidate(entry, false, now, boot)));
         }
         issue::plan(&candidates, limit, now)
     }
 
-    fn candidate(&self, entry: &Entry, followed: bool, now: SystemTime) -> Candidate {
+    fn candidate(&self, entry: &Entry, followed: bool, now: SystemTime, boot: Duration) -> Candidate {
         let credential = self.credentials.get(&entry.id);
         Candidate {
             held: credential.map(|credential| Held {
@@ -180,7 +173,7 @@ impl State {
             },
             last_used: credential.map_or(0, |credential| credential.last_used),
             signing: self.signing.contains(&entry.id),
-            retry_at: self.refused.get(&entry.id).and_then(|refused| refused.retry_at_by(now)),
+            retry_at: self.refused.get(&entry.id).map(|refused| now + refused.retry_at.saturating_sub(boot)),
             entry: Arc::clone(&entry.id),
         }
     }

@@ -89,12 +89,18 @@ pub struct DataFile {
 impl DataFile {
     /// The file in `directory`, which is made if it is not there.
     pub fn open(directory: &Path) -> Result<Self, DataError> {
+        let file = Self { path: directory.join(FILE) };
+        file.prepare()?;
+        Ok(file)
+    }
+
+    fn prepare(&self) -> Result<(), DataError> {
+        let Some(directory) = self.path.parent() else { return Ok(()) };
         std::fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(directory)
-            .map_err(|source| DataError::Directory { directory: directory.to_owned(), source })?;
-        Ok(Self { path: directory.join(FILE) })
+            .map_err(|source| DataError::Directory { directory: directory.to_owned(), source })
     }
 
     /// What it holds; nothing if it is not there.
@@ -117,7 +123,10 @@ impl DataFile {
     }
 
     /// Replaces what it holds. When this returns, the new content survives a crash of the machine; before, the old one.
+    ///
+    /// The directory is made anew if somebody has removed it.
     pub fn store(&self, data: &AgentData) -> Result<(), DataError> {
+        self.prepare()?;
         let line_feeds = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
         let texts = |certificates: &[Bytes]| {
             Some(
@@ -168,7 +177,10 @@ mod tests {
         file.store(&data).unwrap();
         assert_eq!(file.load().unwrap(), data);
         file.store(&AgentData { svid: Vec::new(), ..data.clone() }).unwrap();
-        assert_eq!(file.load().unwrap(), AgentData { svid: Vec::new(), ..data });
+        assert_eq!(file.load().unwrap(), AgentData { svid: Vec::new(), ..data.clone() });
+        std::fs::remove_dir_all(file.path.parent().unwrap()).unwrap();
+        file.store(&data).unwrap();
+        assert_eq!(file.load().unwrap(), data);
     }
 
     #[test]

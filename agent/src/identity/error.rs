@@ -37,14 +37,28 @@ pub enum IdentityError {
     #[error("could not use the agent's SVID for TLS")]
     Tls(#[source] TlsError),
     /// The server does not accept the identity, and this process cannot get another.
-    #[error("{0}; the agent's SVID was deleted")]
-    Denied(Denial),
+    #[error("{denial}; the agent's SVID was deleted{}", way_back(*denial, agent.as_ref()))]
+    Denied {
+        /// What the server said.
+        denial: Denial,
+        /// The agent, if it cannot attest again by itself.
+        agent: Option<SpiffeId>,
+    },
     /// The SVID ran out and can neither be renewed nor attested for again.
     #[error(
-        "the agent's SVID expired before it could be renewed, and its join token is used up: run `signet-server token \
-         generate -spiffeID <the node's alias>` on the server, and then `signet-agent run -joinToken <token>` here"
+        "the agent's SVID expired before it could be renewed, and its join token is used up{}",
+        way_back(Denial::Expired, Some(agent))
     )]
-    Expired,
+    Expired {
+        /// The agent.
+        agent: SpiffeId,
+    },
+    /// The new SVID is not valid by this machine's clock, and the one in use is.
+    #[error(
+        "the server signed an SVID that is not valid by this machine's clock, while the one in use is: the clock of one \
+         of them is wrong"
+    )]
+    ClockDisagrees,
     /// The server cannot be known by the stored bundle any more.
     #[error("the server's authority is not in the agent's trust bundle; delete the agent's data to bootstrap anew")]
     UnknownAuthority,
@@ -57,6 +71,19 @@ pub enum IdentityError {
     /// The bundle to know the server by cannot be read.
     #[error("could not read the trust bundle to bootstrap with")]
     Bootstrap(#[source] BootstrapError),
+}
+
+/// How an agent that attested with a join token comes back: the commands for whoever reads this at night.
+fn way_back(denial: Denial, agent: Option<&SpiffeId>) -> String {
+    let Some(agent) = agent else { return String::new() };
+    let first = match denial {
+        Denial::Banned => format!("to let it back in, `signet-server agent evict -spiffeID {agent}` ends the ban, "),
+        _ => "to bring it back, ".to_owned(),
+    };
+    format!(
+        ": {first}`signet-server entry show -parentID {agent}` shows the alias of this node, `signet-server token generate \
+         -spiffeID ALIAS` makes a join token for it, and `signet-agent run -joinToken TOKEN` attests with that here"
+    )
 }
 
 /// Why there is no bundle to bootstrap with.

@@ -18,7 +18,7 @@ use runtime::entropy::Entropy;
 use runtime::reconcile::Nudge;
 use spiffe::bundle::{Bundle, Bundles, X509Authority};
 use spiffe::id::{SpiffeId, TrustDomain};
-use spiffe::renew::RenewAt;
+use spiffe::renew::{RenewAt, Validity};
 use spiffe::x509::{PrivateKey, X509Svid};
 use transport::rotating::Rotating;
 use transport::verify::Trust;
@@ -59,9 +59,11 @@ impl IdentityError {
         match self {
             Self::Attest(error) => error.is_retryable(),
             Self::Renew(error) => error.is_retryable(),
-            Self::Data(_) | Self::Key(_) | Self::Svid(_) | Self::Foreign(_) | Self::Tls(_) => true,
-            Self::Denied(_)
-            | Self::Expired
+            Self::Data(_) | Self::Key(_) | Self::Svid(_) | Self::Foreign(_) | Self::Tls(_) | Self::ClockDisagrees => {
+                true
+            }
+            Self::Denied { .. }
+            | Self::Expired { .. }
             | Self::UnknownAuthority
             | Self::Rebootstrap
             | Self::CannotRebootstrap
@@ -86,6 +88,10 @@ pub struct AgentSvid {
 }
 
 impl AgentSvid {
+    fn validity(&self) -> Validity {
+        Validity { not_before: self.svid.not_before, not_after: self.svid.not_after }
+    }
+
     /// When it is to be renewed: at the time drawn for it, or at once if an authority of `bundle` that signed it is
     /// tainted, but not sooner after its receipt than [`RenewAt::least_distance`].
     fn due_at(&self, bundle: Option<&Bundle>, now: SystemTime) -> SystemTime {
@@ -144,8 +150,20 @@ struct Inner {
     svid: ArcSwapOption<AgentSvid>,
     bundle: ArcSwapOption<Bundle>,
     judging: Mutex<Judging>,
+    unwritten: Mutex<Option<Unwritten>>,
     nudge: Nudge,
     unknown_authority: UnknownAuthority,
+}
+
+/// An SVID that could not be written.
+#[derive(Clone)]
+struct Unwritten {
+    svid: X509Svid,
+    key: Arc<PrivateKey>,
+    reattestable: bool,
+    received_at: SystemTime,
+    /// It is in use all the same.
+    adopted: bool,
 }
 
 #[derive(Default)]
@@ -153,7 +171,8 @@ struct Judging {
     before: Option<Heard>,
     decided: Option<Decision>,
     unknown_authority: u32,
-    unknown_since: Option<SystemTime>,
+    /// By the boot clock, which nobody sets.
+    unknown_since: Option<Duration>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -187,6 +206,7 @@ impl Identity {
             svid: ArcSwapOption::empty(),
             bundle: ArcSwapOption::from(bundle.map(Arc::new)),
             judging: Mutex::new(Judging::default()),
+            unwritten: Mutex::new(None),
             nudge: Nudge::new(),
             unknown_authority: parts.unknown_authority,
         };
@@ -219,7 +239,7 @@ impl Identity {
             return;
         };
         if svid.not_after <= self.inner.clock.now() + LEAST_LEFT {
-            tracing::info!("The stored agent SVID has expired; attesting anew");
+            tracing::info!("The stored agent SVID has expired by this machine's clock; attesting anew");
             return;
         }
         // When it was received is not stored; its own beginning is the nearest known time.
@@ -313,6 +333,10 @@ impl Inner {
         self.data.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn unwritten(&self) -> MutexGuard<'_, Option<Unwritten>> {
+        self.unwritten.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn judging(&self) -> MutexGuard<'_, Judging> {
         self.judging.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -368,7 +392,7 @@ impl Witness for Inner {
                 judging.unknown_since = None;
             }
             Err(DialError::UnknownAuthority(_)) => {
-                let now = self.clock.now();
+                let now = self.clock.boot();
                 let since = *judging.unknown_since.get_or_insert(now);
                 judging.unknown_authority += 1;
                 let patience = match self.unknown_authority {

@@ -9,7 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use runtime::keyfile;
 use serde::{Deserialize, Serialize};
-use spiffe::x509::{KeyType, PrivateKey};
+use spiffe::x509::PrivateKey;
 use zeroize::{Zeroize as _, Zeroizing};
 
 use super::{AgentKeys, KeyError, Place, place_beside};
@@ -84,21 +84,24 @@ impl AgentKeys for DiskKeys {
         self.keys().values().find(|key| key.public_key().spki_der() == spki_der).cloned()
     }
 
-    fn create(&self, current: Option<&[u8]>) -> Result<Arc<PrivateKey>, KeyError> {
-        let key = Arc::new(PrivateKey::generate(KeyType::EcP256).map_err(KeyError::Generate)?);
+    fn keep(&self, key: &Arc<PrivateKey>, current: Option<&[u8]>) -> Result<(), KeyError> {
+        if let Some(directory) = self.path.parent() {
+            // It may have been removed since the start; everything that was in it is in memory.
+            Self::prepared(directory)?;
+        }
         // Held over the write: what is in memory is what is on disk.
         let mut keys = self.keys();
         let taken = [Place::A, Place::B]
             .into_iter()
             .find(|place| keys.get(place.key_id()).is_some_and(|key| Some(&**key.public_key().spki_der()) == current));
         let mut next = keys.clone();
-        next.insert(place_beside(taken).key_id().to_owned(), Arc::clone(&key));
+        next.insert(place_beside(taken).key_id().to_owned(), Arc::clone(key));
         let document =
             Document { keys: next.iter().map(|(id, key)| (id.clone(), STANDARD.encode(key.expose_pkcs8()))).collect() };
         let text = Zeroizing::new(serde_json::to_vec_pretty(&document).map_err(KeyError::Format)?);
         keyfile::write(&self.path, &text).map_err(KeyError::File)?;
         *keys = next;
-        Ok(key)
+        Ok(())
     }
 }
 
@@ -106,13 +109,21 @@ impl AgentKeys for DiskKeys {
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
+    use spiffe::x509::KeyType;
+
+    use super::super::new_agent_key;
     use super::*;
+
+    fn create(keys: &DiskKeys) -> Result<Arc<PrivateKey>, KeyError> {
+        let key = new_agent_key()?;
+        keys.keep(&key, None).map(|()| key)
+    }
 
     #[test]
     fn keys_outlive_the_process_and_are_private() {
         let dir = tempfile::tempdir().unwrap();
         let keys = DiskKeys::open(dir.path()).unwrap();
-        let spki = keys.create(None).unwrap().public_key().spki_der().clone();
+        let spki = create(&keys).unwrap().public_key().spki_der().clone();
         drop(keys);
         assert!(DiskKeys::open(dir.path()).unwrap().find(&spki).is_some());
         let file = dir.path().join("keys.json");
@@ -143,7 +154,7 @@ mod tests {
         let text = serde_json::json!({"keys": {"other": STANDARD.encode(other.expose_pkcs8())}}).to_string();
         keyfile::write(&dir.path().join("keys.json"), text.as_bytes()).unwrap();
         let keys = DiskKeys::open(dir.path()).unwrap();
-        keys.create(None).unwrap();
+        create(&keys).unwrap();
         drop(keys);
         let keys = DiskKeys::open(dir.path()).unwrap();
         assert!(keys.find(other.public_key().spki_der()).is_some());

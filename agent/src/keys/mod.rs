@@ -78,9 +78,20 @@ pub trait AgentKeys: Send + Sync {
     /// The key with this public half (SubjectPublicKeyInfo, DER), if it is kept.
     fn find(&self, spki_der: &[u8]) -> Option<Arc<PrivateKey>>;
 
-    /// Makes an EC P-256 key and keeps it in the place that the key with the public half `current` does not have.
-    /// When this returns, the key outlives the process as far as the store can promise that.
-    fn create(&self, current: Option<&[u8]>) -> Result<Arc<PrivateKey>, KeyError>;
+    /// Keeps `key` in the place that the key with the public half `current` does not have. When this returns, the key
+    /// outlives the process as far as the store can promise that.
+    ///
+    /// # Errors
+    /// If it cannot be kept; what was kept before still is.
+    fn keep(&self, key: &Arc<PrivateKey>, current: Option<&[u8]>) -> Result<(), KeyError>;
+}
+
+/// A new key for the agent's own SVID: EC P-256.
+///
+/// # Errors
+/// If the provider makes none.
+pub fn new_agent_key() -> Result<Arc<PrivateKey>, KeyError> {
+    Ok(Arc::new(PrivateKey::generate(KeyType::EcP256).map_err(KeyError::Generate)?))
 }
 
 /// Which place a new key gets.
@@ -121,14 +132,20 @@ mod tests {
 
     /// What every store promises.
     fn store_keeps_two_keys_in_turn(keys: &dyn AgentKeys) {
-        let first = keys.create(None).unwrap();
+        let create = |current: Option<&[u8]>| {
+            let key = new_agent_key()?;
+            keys.keep(&key, current).map(|()| key)
+        };
+        let first = create(None).unwrap();
         let first_spki = first.public_key().spki_der().clone();
-        let second = keys.create(Some(&first_spki)).unwrap();
+        let second = create(Some(&first_spki)).unwrap();
         let second_spki = second.public_key().spki_der().clone();
         assert_ne!(first_spki, second_spki);
         assert!(keys.find(&first_spki).is_some() && keys.find(&second_spki).is_some());
         // A renewal that was not finished is replaced; what is in use is not.
-        let third = keys.create(Some(&first_spki)).unwrap();
+        let third = create(Some(&first_spki)).unwrap();
+        // Once more changes nothing.
+        keys.keep(&third, Some(&first_spki)).unwrap();
         assert!(keys.find(&first_spki).is_some());
         assert!(keys.find(&second_spki).is_none());
         assert!(keys.find(third.public_key().spki_der()).is_some());

@@ -11,6 +11,7 @@ use rustls::{CertificateError, ClientConfig};
 use spiffe::id::{SpiffeId, TrustDomain};
 use spiffe::verify::VerifyError;
 use tonic::transport::Channel;
+use transport::dial::Last;
 use transport::rotating::{Rotating, TlsError, client_config};
 use transport::verify::{PeerRefused, ServerVerifier, Trust};
 
@@ -25,6 +26,7 @@ pub struct TlsDial {
     own: Arc<ClientConfig>,
     nobody: Arc<ClientConfig>,
     first_contact: Option<Arc<ClientConfig>>,
+    last: Last,
 }
 
 impl TlsDial {
@@ -51,6 +53,7 @@ impl TlsDial {
             trust,
             trust_domain,
             first_contact,
+            last: Last::default(),
         })
     }
 }
@@ -65,7 +68,7 @@ impl Dial for TlsDial {
             (Presenting::Nothing, false) => self.first_contact.as_ref().ok_or(DialError::NoBundle)?,
             (Presenting::Svid, false) => return Err(DialError::NoBundle),
         };
-        transport::dial::tls_once(&self.host, self.port, config).await.map_err(|error| {
+        transport::dial::tls_once(&self.host, self.port, config, &self.last).await.map_err(|error| {
             let Some(tls) = tls_error(&error) else { return DialError::Unreachable(Box::new(error)) };
             let address = format!("{}:{}", self.host, self.port);
             let cause = Box::new(Unbelieved { address, reason: self.reason(tls) });
@@ -112,8 +115,8 @@ impl TlsDial {
     }
 }
 
-/// Whether a handshake failed because the server's chain does not lead to the bundle. A server whose certificate ran
-/// out, or who is somebody else, is another matter.
+/// Whether a handshake failed because the server's chain does not lead to the bundle. A server whose certificate or
+/// authority ran out, by a clock that may be wrong, or who is somebody else, is another matter.
 fn is_unknown_authority(tls: &rustls::Error) -> bool {
     let Some(PeerRefused::Unverified(verify)) = refused(tls) else { return false };
     match verify {

@@ -4,15 +4,15 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Running, World};
+use super::{Running, World, selectors};
 use crate::identity::IdentityError;
 
-const MINUTE: Duration = Duration::from_secs(60);
-const HOUR: Duration = Duration::from_secs(3600);
+pub(super) const MINUTE: Duration = Duration::from_secs(60);
+pub(super) const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// Looks every ten seconds for `lasting` that the agent's SVID has not run out.
-async fn keeps_its_identity(agent: &Running, lasting: Duration) {
+pub(super) async fn keeps_its_identity(agent: &Running, lasting: Duration) {
     let end = Instant::now() + lasting;
     while Instant::now() < end {
         tokio::time::sleep(Duration::from_secs(10)).await;
@@ -119,4 +119,45 @@ async fn a_start_with_a_wrong_clock_leaves_the_stored_identity_to_the_next_one()
     let agent = world.start().await;
     assert_eq!((agent.agent_serial(), world.fake.count(|state| state.attestations)), (serial, 1));
     agent.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_server_whose_clock_is_wrong_signs_replaces_nothing_that_is_good() {
+    for ahead in [true, false] {
+        let world = World::new();
+        world.fake.put_entry("a", "unix:uid:1");
+        let agent = world.start().await;
+        let who = ["unix:uid:1"];
+        let mut open = agent.subscribe(&who);
+        let before = agent.complete(&mut open).await.svids[0].chain.clone();
+        let (serial, all) = (agent.agent_serial(), selectors(&who));
+        let token = async || agent.cache.jwt_svids(&all, &["x".into()], None).await.unwrap()[0].token.clone();
+        let first = token().await;
+        if ahead {
+            world.fake.clock.step_forward(DAY)
+        } else {
+            world.fake.clock.step_back(DAY)
+        }
+        // The token's half, and then that of the SVIDs: everything is asked for again, and nothing of it taken.
+        tokio::time::sleep(4 * MINUTE).await;
+        assert_eq!(*token().await, *first);
+        tokio::time::sleep(140 * MINUTE).await;
+        let (renewals, signed) = world.fake.count(|state| (state.renewals, state.signed));
+        assert!((3..300).contains(&renewals) && (3..300).contains(&signed), "{renewals} renewals, {signed} SVIDs");
+        assert_eq!(agent.agent_serial(), serial);
+        let held = agent.at_once(&who);
+        assert!(held.svids[0].chain == before && held.is_valid_at(agent.clock.now()));
+        assert!(!agent.keeper.is_finished());
+        if ahead {
+            world.fake.clock.step_back(DAY)
+        } else {
+            world.fake.clock.step_forward(DAY)
+        }
+        tokio::time::sleep(MINUTE).await;
+        assert_ne!(agent.agent_serial(), serial);
+        assert_ne!(agent.at_once(&who).svids[0].chain, before);
+        assert_ne!(*token().await, *first);
+        assert_eq!(world.fake.count(|state| state.attestations), 1);
+        agent.stop().await;
+    }
 }

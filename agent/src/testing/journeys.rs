@@ -191,11 +191,13 @@ async fn an_agent_that_cannot_attest_again_ends_when_the_server_is_back_too_late
     world.fake.come_back();
     let back = Instant::now();
     let ended = agent.keeper.await.unwrap().unwrap_err();
-    assert!(matches!(ended, IdentityError::Expired));
+    assert!(matches!(ended, IdentityError::Expired { .. }));
     assert_eq!(
         ended.to_string(),
-        "the agent's SVID expired before it could be renewed, and its join token is used up: run `signet-server token \
-         generate -spiffeID <the node's alias>` on the server, and then `signet-agent run -joinToken <token>` here"
+        "the agent's SVID expired before it could be renewed, and its join token is used up: to bring it back, \
+         `signet-server entry show -parentID spiffe://example.org/spire/agent/test/1` shows the alias of this node, \
+         `signet-server token generate -spiffeID ALIAS` makes a join token for it, and `signet-agent run -joinToken \
+         TOKEN` attests with that here"
     );
     assert!(back.elapsed() <= ONE_STEP);
 }
@@ -304,7 +306,7 @@ async fn evicted_an_agent_that_cannot_attest_again_forgets_itself() {
         agent.cache.first_sync().await;
         world.fake.change(|state| state.active = None);
         let ended = tokio::time::timeout(MINUTE, agent.keeper).await.unwrap().unwrap();
-        assert!(matches!(ended, Err(IdentityError::Denied(Denial::NotAttested))), "{ended:?}");
+        assert!(matches!(ended, Err(IdentityError::Denied { denial: Denial::NotAttested, .. })), "{ended:?}");
         // What is stored has no SVID any more, so the next start attests.
         world.try_start().await.unwrap();
         assert_eq!(world.fake.state().attestations, 2);
@@ -336,7 +338,7 @@ async fn banned_an_agent_ends_at_once_and_is_not_let_in_again() {
     let before = Instant::now();
     world.fake.change(|state| state.banned = true);
     let ended = agent.keeper.await.unwrap();
-    assert!(matches!(ended, Err(IdentityError::Denied(Denial::Banned))), "{ended:?}");
+    assert!(matches!(ended, Err(IdentityError::Denied { denial: Denial::Banned, .. })), "{ended:?}");
     assert!(before.elapsed() < Duration::from_millis(50), "{:?}", before.elapsed());
     assert!(matches!(world.try_start().await, Err(IdentityError::Attest(_))));
     assert_eq!(world.fake.state().attestations, 1);

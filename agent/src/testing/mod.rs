@@ -8,6 +8,7 @@ mod dial;
 mod journeys;
 mod lasting;
 mod server;
+mod surroundings;
 mod tokens;
 
 use std::path::Path;

@@ -56,6 +56,12 @@ pub enum VerifyError {
     /// The bundle has no authority that is valid now.
     #[error("bundle of the trust domain has no valid X.509 authority")]
     NoAuthority,
+    /// The bundle has the authority that signed the certificate, and it has not begun, or is over.
+    #[error(
+        "the authority that signed the peer's certificate is in the bundle, but it is not valid by this machine's clock; \
+         compare the clocks"
+    )]
+    AuthorityTime,
     /// No path to an authority of the bundle holds.
     #[error("no valid certificate path to the trust domain's bundle")]
     Path(#[source] webpki::Error),

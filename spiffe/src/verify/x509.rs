@@ -139,8 +139,46 @@ fn usable_roots(authorities: &[X509Authority], now: SystemTime) -> Vec<Certifica
         .collect()
 }
 
-/// Builds a path and offers it, without the leaf and with its root, to `accept`.
+/// Builds a path and offers it, without the leaf and with its root, to `accept`. An unknown authority is told apart from
+/// one whose time it is not, as far as key ids, or else names, tell.
 fn build(
+    chain: &[Bytes],
+    authorities: &[X509Authority],
+    usage: impl ExtendedKeyUsageValidator,
+    now: SystemTime,
+    accept: impl Fn(&[Bytes]) -> bool,
+) -> Result<(), VerifyError> {
+    build_path(chain, authorities, usage, now, accept).map_err(|error| match error {
+        VerifyError::NoAuthority
+        | VerifyError::Path(webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey)
+            if names_untimely(chain, authorities, now) =>
+        {
+            VerifyError::AuthorityTime
+        }
+        error => error,
+    })
+}
+
+/// Whether the chain names, as the key that signed it, an authority that is not valid now.
+fn names_untimely(chain: &[Bytes], authorities: &[X509Authority], now: SystemTime) -> bool {
+    let certificates = authorities.iter().flat_map(|authority| split_certificates(&authority.der).unwrap_or_default());
+    let untimely: Vec<Certificate> = certificates
+        .filter_map(|der| Certificate::parse(der).ok())
+        .filter(|root| root.check_authority().is_ok() && !root.is_valid_at(now))
+        .collect();
+    let names =
+        |certificate: &Certificate, root: &Certificate| match (&certificate.authority_key_id, &root.subject_key_id) {
+            (Some(named), Some(id)) => named == id,
+            _ => certificate.issuer == root.subject,
+        };
+    !untimely.is_empty()
+        && chain
+            .iter()
+            .filter_map(|der| Certificate::parse(der.clone()).ok())
+            .any(|certificate| untimely.iter().any(|root| names(&certificate, root)))
+}
+
+fn build_path(
     chain: &[Bytes],
     authorities: &[X509Authority],
     usage: impl ExtendedKeyUsageValidator,
