@@ -9,7 +9,7 @@ use runtime::shutdown::Shutdown;
 use spiffe::renew::{Validity, may_replace, retry_within};
 use spiffe::x509::{PrivateKey, X509Svid};
 
-use super::{AgentData, AgentSvid, Decision, Identity, IdentityError, UnknownAuthority, Unwritten};
+use super::{AgentData, AgentSvid, Decision, Denial, Identity, IdentityError, UnknownAuthority, Unwritten};
 use crate::keys::{KeyError, certificate_request, new_agent_key};
 use crate::server_link::{AttestError, LinkError, ServerLink};
 
@@ -80,6 +80,7 @@ impl Identity {
         // Moments of the boot clock, which nobody sets.
         let (mut retry_at, mut write_at) = (Duration::ZERO, Duration::ZERO);
         let mut reattest: Option<u64> = None;
+        let mut replaced_at: Option<Duration> = None;
         while !shutdown.is_requested() {
             let decided = self.inner.judging().decided.take();
             match decided {
@@ -90,6 +91,9 @@ impl Identity {
                 Some(Decision::UnknownAuthority) => return Err(self.unknown_authority().await),
                 Some(Decision::Reattest(denial)) => {
                     tracing::warn!(reason = %denial, "Attesting anew");
+                    if denial == Denial::NotActive {
+                        self.replaced(&mut replaced_at);
+                    }
                     reattest = self.svid().map(|svid| svid.number);
                     retry_at = Duration::ZERO;
                 }
@@ -168,6 +172,22 @@ impl Identity {
             }
         }
         Ok(())
+    }
+
+    /// Notes that another SVID of this agent has taken the place of its newest one. Twice within the life of one, that is
+    /// nobody's crash.
+    fn replaced(&self, before: &mut Option<Duration>) {
+        let Some(current) = self.svid() else { return };
+        let (boot, life) = (self.inner.clock.boot(), current.svid.not_after.duration_since(current.svid.not_before));
+        let last = before.replace(boot);
+        if last.is_some_and(|last| boot.saturating_sub(last) < life.unwrap_or_default()) {
+            metrics::counter!("agent_svid.node_key_used_twice").increment(1);
+            tracing::error!(
+                spiffe_id = %current.svid.id,
+                "The same node key is used twice: another agent keeps replacing this agent's SVID. Two agents share one data \
+                 directory, a copy of it, or one node certificate; give each its own, and attest both anew"
+            );
+        }
     }
 
     /// Tries once more to write the SVID that could not be written, and uses it then; whether it is written.

@@ -20,7 +20,9 @@ impl std::fmt::Display for Denial {
         f.write_str(match self {
             Self::Expired => "the agent's SVID has expired",
             Self::NotAttested => "the agent is not attested",
-            Self::NotActive => "the agent's SVID is not the active one",
+            Self::NotActive => {
+                "the agent's SVID is not the active one: a newer one is in use, perhaps by an agent with a copy of its key"
+            }
             Self::Banned => "the agent is banned",
             Self::MustReattest => "the agent must attest anew",
         })

@@ -1,7 +1,7 @@
 //! What every service needs: the newest state, the way to change it, and the decision who may call.
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use runtime::clock::Clock;
@@ -17,6 +17,7 @@ use super::caller::{Caller, CallerKind};
 use super::meters::Meters;
 use super::permission::{self, Method, Role, Verdict};
 use super::status::Failure;
+use super::twice::Twice;
 use crate::audit::Audit;
 use crate::history::{Committer, Replica, Urgency};
 use crate::limits::{Limits, Party};
@@ -46,6 +47,8 @@ pub struct Core {
     pub log: Limiter,
     /// Who did what.
     pub audit: Audit,
+    /// Replaced SVIDs that came back.
+    pub twice: Mutex<Twice>,
     /// Counters of calls.
     pub meters: Meters,
 }
@@ -93,10 +96,33 @@ impl Core {
         }
         match verdict {
             Verdict::Allowed(role) => Ok(role),
-            Verdict::Refused(reason) => Err(Failure::denied(method.path, reason)),
+            Verdict::Refused(reason) => {
+                if reason == Some(Denial::AgentNotActive) {
+                    self.came_back(caller, &state);
+                }
+                Err(Failure::denied(method.path, reason))
+            }
             Verdict::Distrusted => Err(distrusted(caller)),
             Verdict::Promote => self.promote(method, caller).await,
         }
+    }
+
+    /// Notes that an agent came with an SVID that was replaced.
+    fn came_back(&self, caller: &Caller, state: &State) {
+        let Some(agent) = caller.id().and_then(|id| state.agent(id)) else { return };
+        let left = agent.expires_at.duration_since(self.now()).unwrap_or_default();
+        let mut twice = self.twice.lock().unwrap_or_else(PoisonError::into_inner);
+        if !twice.came_back(&agent.id, left, self.clock.boot()) {
+            return;
+        }
+        drop(twice);
+        metrics::counter!("agent.node_key_used_twice").increment(1);
+        tracing::error!(
+            agent_id = %agent.id,
+            caller_addr = caller.address.map(tracing::field::display),
+            "The same node key is used twice: SVIDs of this agent that were replaced keep coming back. Two agents share one data \
+             directory, a copy of it, or one node certificate; give each its own, and attest both anew"
+        );
     }
 
     fn judge(&self, method: &Method, caller: &Caller, state: &State) -> Verdict {

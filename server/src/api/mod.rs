@@ -19,6 +19,7 @@ pub mod status;
 pub mod stream;
 pub mod svid;
 pub mod sync;
+mod twice;
 pub mod wire;
 
 use std::sync::Arc;

@@ -263,6 +263,7 @@ impl Server {
             limits: Limits::new(config.ratelimit.attestation, config.ratelimit.signing),
             audit: Audit::new(config.audit_log_enabled, log.clone()),
             log,
+            twice: Default::default(),
             meters: Meters::new(),
         });
         let attestors = parts::attestors(&config, &opened.replica, &entropy)?;

@@ -108,6 +108,7 @@ impl Server {
             limits: Limits::new(false, false),
             log: runtime::telemetry::Limiter::new(history.clock()),
             audit: Audit::new(false, runtime::telemetry::Limiter::new(history.clock())),
+            twice: Default::default(),
             meters: Meters::new(),
         };
         let feed = Feed::new(history.replica(), history.clock(), Steady::new(history.clock()));

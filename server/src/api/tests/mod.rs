@@ -144,6 +144,7 @@ impl Server {
             limits: Limits::new(false, true),
             log: runtime::telemetry::Limiter::new(history.clock()),
             audit: Audit::new(true, runtime::telemetry::Limiter::new(history.clock())),
+            twice: Default::default(),
             meters: Meters::new(),
         });
         let tokens = Arc::new(JoinTokens::new(history.replica()));
