@@ -44,6 +44,7 @@ const FILES: &[&str] = &[
     "envoy/extensions/transport_sockets/tls/v3/secret.proto",
     "grpc/health/v1/health.proto",
     "google/rpc/status.proto",
+    "signet/backup/v1/backup.proto",
     "signet/sync/v2/sync.proto",
 ];
 

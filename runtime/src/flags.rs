@@ -139,7 +139,8 @@ pub fn socket_path(
 /// leaves over.
 ///
 /// One dash is as good as two. What follows a flag that takes a value is its value, whatever it begins with. The first
-/// argument that is neither a flag nor a value ends the flags of its command, as `--` does: Go reads nothing after it.
+/// argument that is neither a flag nor a value ends the flags of its command, as `--` does: Go reads nothing after it. Only
+/// commands with arguments of their own go on behind it.
 pub fn go_style(program: &Command, arguments: impl IntoIterator<Item = OsString>) -> (Vec<OsString>, Vec<OsString>) {
     let mut arguments = arguments.into_iter();
     let mut out: Vec<OsString> = arguments.next().into_iter().collect();
@@ -154,8 +155,14 @@ pub fn go_style(program: &Command, arguments: impl IntoIterator<Item = OsString>
                     out.push(argument);
                     continue;
                 }
-                // What the shells' completion is for; or no command at all, of which clap knows what to say.
-                None if command.get_positionals().next().is_some() || needs_command(command) => {
+                // Commands that SPIRE does not have take their arguments in any order.
+                None if command.get_positionals().next().is_some() => {
+                    flags_seen = true;
+                    out.push(argument);
+                    continue;
+                }
+                // No command at all, of which clap knows what to say.
+                None if needs_command(command) => {
                     out.push(argument);
                     out.extend(arguments);
                     return (out, Vec::new());

@@ -5,6 +5,7 @@ pub mod app;
 pub mod attest;
 pub mod audit;
 pub mod authority;
+pub mod backup;
 pub mod cli;
 pub mod config;
 pub mod feed;

@@ -106,6 +106,9 @@ mod google {
 }
 
 mod signet {
+    pub mod backup {
+        package!(pub v1 = "signet.backup.v1");
+    }
     pub mod sync {
         package!(pub v2 = "signet.sync.v2");
     }
@@ -151,6 +154,8 @@ pub use spire::api::agent::logger::v1 as agent_logger;
 /// `google.rpc`: the status details that travel beside a gRPC error.
 pub use google::rpc as rpc_status;
 
+/// `signet.backup.v1`: the state of a running server, for a backup.
+pub use signet::backup::v1 as backup;
 /// `signet.sync.v2`: push between our server and our agent.
 pub use signet::sync::v2 as sync;
 

@@ -5,6 +5,7 @@
 
 pub mod admission;
 pub mod agent;
+pub mod backup;
 pub mod bundle;
 pub mod caller;
 pub mod core;
@@ -25,6 +26,7 @@ pub mod wire;
 use std::sync::Arc;
 
 use spiffe_proto::agent::agent_server::AgentServer;
+use spiffe_proto::backup::backup_server::BackupServer;
 use spiffe_proto::bundle::bundle_server::BundleServer;
 use spiffe_proto::debug::debug_server::DebugServer;
 use spiffe_proto::entry::entry_server::EntryServer;
@@ -36,6 +38,7 @@ use transport::serve::Routes;
 
 use self::admission::Gate;
 use self::agent::AgentService;
+use self::backup::BackupService;
 use self::bundle::BundleService;
 use self::core::Core;
 use self::debug::DebugService;
@@ -60,6 +63,8 @@ pub struct Services {
     pub svid: SvidService,
     /// Push to agents of ours.
     pub sync: SyncService,
+    /// The whole state, for a backup; on the admin socket only.
+    pub backup: BackupService,
     /// A look inside; on the admin socket only.
     pub debug: DebugService,
     /// The log level; on the admin socket only.
@@ -83,6 +88,7 @@ impl Services {
     /// What is served on the admin socket.
     pub fn local(&self) -> Routes {
         self.network()
+            .with(Gate::new(BackupServer::new(self.backup.clone()), &self.core))
             .with(Gate::new(DebugServer::new(self.debug.clone()), &self.core))
             .with(Gate::new(LoggerServer::new(self.logger.clone()), &self.core))
             .with(Gate::new(HealthServer::new(self.health.clone()), &self.core))

@@ -68,6 +68,7 @@ pub static METHODS: &[Method] = {
         method("/grpc.health.v1.Health/Check", "rpc.health.v1.health.check", LOCAL, Unlimited),
         method("/grpc.health.v1.Health/List", "rpc.health.v1.health.list", LOCAL, Unlimited),
         method("/grpc.health.v1.Health/Watch", "rpc.health.v1.health.watch", LOCAL, Unlimited),
+        method("/signet.backup.v1.Backup/Create", "rpc.backup.v1.backup.create", LOCAL, Unlimited),
         method("/signet.sync.v2.Sync/Subscribe", "rpc.sync.v2.sync.subscribe", AGENT, Unlimited),
         method("/spire.api.server.agent.v1.Agent/AttestAgent", "rpc.agent.v1.agent.attest_agent", ANYONE, Attestation),
         method("/spire.api.server.agent.v1.Agent/BanAgent", "rpc.agent.v1.agent.ban_agent", ADMIN_OR_LOCAL, Unlimited),

@@ -29,6 +29,7 @@ use self::listeners::Listeners;
 use self::trust::ServerTrust;
 use crate::api::Services;
 use crate::api::agent::AgentService;
+use crate::api::backup::BackupService;
 use crate::api::bundle::BundleService;
 use crate::api::core::Core;
 use crate::api::debug::DebugService;
@@ -280,6 +281,7 @@ impl Server {
             entry: EntryService::new(Arc::clone(&core)),
             svid: SvidService::new(Arc::clone(&core), authority.clone(), width),
             sync: SyncService::new(Arc::clone(&core), feed.clone()),
+            backup: BackupService::new(Arc::clone(&core)),
             debug: DebugService::new(Arc::clone(&core), own.clone()),
             logger: LoggerService::new(Arc::clone(&core), level),
             health: HealthService::new(Arc::clone(&core)),

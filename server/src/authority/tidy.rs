@@ -51,11 +51,19 @@ impl Authority {
         let Some(noted) = inner.keys.noted() else { return Ok(()) };
         let state = inner.replica.current().await.map_err(AuthorityError::State)?;
         let position = Position { history: HistoryId(noted.history), revision: noted.revision, digest: noted.digest };
+        let (owner, clock, from) = (inner.owner, inner.clock.clone(), state.position().history);
+        let known = position.history == from;
+        let also = move |state: &State| journal::republish(state, owner, &noted.authorities, clock.now());
         if !restore::decide::is_behind(&state, &position) {
+            if !known {
+                // Restored by command, or noticed by an agent: the history has begun anew already.
+                let republished = inner.committer.propose(Urgency::Shrinking, move |state: &State, _| {
+                    Ok::<_, Refusal>((Part::new(also(state)), ()))
+                });
+                let _ = republished.await?;
+            }
             return Ok(());
         }
-        let (owner, clock, from) = (inner.owner, inner.clock.clone(), state.position().history);
-        let also = move |state: &State| journal::republish(state, owner, &noted.authorities, clock.now());
         restore::begin_anew(&inner.committer, &inner.replica, &inner.entropy, from, also)
             .await
             .map_err(AuthorityError::Restore)

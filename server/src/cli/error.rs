@@ -58,6 +58,12 @@ pub(super) enum CliError {
     /// A file of entries or ids is no JSON of the expected form.
     #[error("cannot read entries")]
     Json { source: serde_json::Error },
+    /// A backup cannot be made, read or restored.
+    #[error("{}", path.display())]
+    Backup { path: PathBuf, source: crate::backup::BackupError },
+    /// The configuration cannot be used.
+    #[error("cannot use the configuration")]
+    Config { source: runtime::hcl::ConfigError },
     /// A bundle cannot be read.
     #[error("unable to parse bundle data")]
     Bundle { source: BundleError },

@@ -4,6 +4,7 @@
 //! [`Screen`](runtime::console::Screen), and ends with 0 or 1; an unknown command ends with 127.
 
 mod agent;
+mod backup;
 mod bundle;
 mod client;
 mod debug;
@@ -67,6 +68,9 @@ enum Command {
     /// See and manage attested agents.
     #[command(subcommand)]
     Agent(agent::AgentCommand),
+    /// Take the state of a running server away, and bring it back.
+    #[command(subcommand)]
+    Backup(backup::Backup),
     /// See and manage trust bundles.
     #[command(subcommand)]
     Bundle(bundle::BundleCommand),
@@ -133,6 +137,7 @@ async fn ask(command: Command, environment: &Environment, screen: &mut Screen) -
         Command::Token(command) => token::run(&command, at(command.socket())?, screen).await,
         Command::Entry(command) => entry::run(&command, at(command.socket())?, screen).await,
         Command::Agent(command) => agent::run(&command, at(command.socket())?, screen).await,
+        Command::Backup(command) => backup::run(&command, environment, screen).await,
         Command::Bundle(command) => bundle::run(&command, at(command.socket())?, screen).await,
         Command::X509(command) => mint::x509(&command, at(command.socket())?, screen).await,
         Command::Jwt(command) => mint::jwt(&command, at(command.socket())?, screen).await,

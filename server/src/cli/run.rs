@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use runtime::console::Screen;
 use runtime::flags::{Environment, boolean};
-use runtime::hcl::report;
+use runtime::hcl::{ConfigError, report};
 use runtime::telemetry::chain;
 
 use crate::config::{self, DEFAULT_PATH, Overrides};
@@ -49,6 +49,11 @@ pub(super) struct Run {
 }
 
 impl Run {
+    /// The configuration that these flags and the file make.
+    pub(super) fn load(&self, environment: &Environment) -> Result<config::Config, ConfigError> {
+        config::load(&self.overrides(), environment)
+    }
+
     fn overrides(&self) -> Overrides {
         Overrides {
             config: Some(self.config.clone()),

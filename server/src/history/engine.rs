@@ -18,8 +18,9 @@ use super::committer::{Batch, Committer, MAX_WAITING};
 use super::meters::Meters;
 use super::record::{Reader, Restored};
 use super::replica::{Board, HeadReads, HeadRequest, Health, Replica};
-use super::{OpenError, Store, StoreError};
+use super::{OpenError, Position, Record, Store, StoreError};
 use crate::state::State;
+use crate::state::model::Entry;
 
 /// How many batches are taken from the queue at a time.
 const MAX_TAKEN: usize = 512;
@@ -78,28 +79,62 @@ pub async fn open(
 /// How many entries are put into the state at a time while it is loaded.
 const LOAD_CHUNK: usize = 4096;
 
-async fn load(store: &dyn Store, trust_domain: TrustDomain) -> Result<State, OpenError> {
-    let (position, mut pages) = store.load().await?;
-    let mut reader = Reader::new(trust_domain.clone());
-    let mut state = State::empty(trust_domain.clone(), position);
-    let mut entries = Vec::with_capacity(LOAD_CHUNK);
-    while let Some(page) = pages.next().await {
-        for record in page? {
-            match reader.restore(&mut state, &record).map_err(StoreError::from)? {
-                Restored::Done => {}
-                Restored::Entry(entry) => entries.push(entry),
-                Restored::Meta(meta) if meta.trust_domain == trust_domain => {}
-                Restored::Meta(meta) => {
-                    return Err(OpenError::OtherTrustDomain { found: meta.trust_domain, configured: trust_domain });
-                }
-            }
-        }
-        if entries.len() >= LOAD_CHUNK {
-            state.restore_entries(std::mem::take(&mut entries))?;
+/// Makes a state of all its records, which may come in any order.
+pub struct Loader {
+    reader: Reader,
+    state: State,
+    entries: Vec<Arc<Entry>>,
+}
+
+impl Loader {
+    /// Nothing yet of a trust domain's state at `position`.
+    pub fn new(trust_domain: TrustDomain, position: Position) -> Self {
+        Self {
+            reader: Reader::new(trust_domain.clone()),
+            state: State::empty(trust_domain, position),
+            entries: Vec::with_capacity(LOAD_CHUNK),
         }
     }
-    state.restore_entries(entries)?;
-    Ok(state)
+
+    /// Takes one record.
+    ///
+    /// # Errors
+    /// If it cannot be read, contradicts another, or is another trust domain's.
+    pub fn take(&mut self, record: &Record) -> Result<(), OpenError> {
+        match self.reader.restore(&mut self.state, record).map_err(StoreError::from)? {
+            Restored::Done => {}
+            Restored::Entry(entry) => self.entries.push(entry),
+            Restored::Meta(meta) if meta.trust_domain == *self.state.trust_domain() => {}
+            Restored::Meta(meta) => {
+                let configured = self.state.trust_domain().clone();
+                return Err(OpenError::OtherTrustDomain { found: meta.trust_domain, configured });
+            }
+        }
+        if self.entries.len() >= LOAD_CHUNK {
+            self.state.restore_entries(std::mem::take(&mut self.entries))?;
+        }
+        Ok(())
+    }
+
+    /// The state.
+    ///
+    /// # Errors
+    /// If records contradict each other.
+    pub fn finish(mut self) -> Result<State, OpenError> {
+        self.state.restore_entries(self.entries)?;
+        Ok(self.state)
+    }
+}
+
+async fn load(store: &dyn Store, trust_domain: TrustDomain) -> Result<State, OpenError> {
+    let (position, mut pages) = store.load().await?;
+    let mut loader = Loader::new(trust_domain, position);
+    while let Some(page) = pages.next().await {
+        for record in page? {
+            loader.take(&record)?;
+        }
+    }
+    loader.finish()
 }
 
 /// The task behind a [`Committer`] and its [`Replica`]s.

@@ -26,7 +26,7 @@ use async_trait::async_trait;
 use futures_core::stream::BoxStream;
 
 pub use self::committer::{Committer, ProposeError, Receipt};
-pub use self::engine::{Opened, Reach, Writer, open};
+pub use self::engine::{Loader, Opened, Reach, Writer, open};
 pub use self::error::{OpenError, StoreError};
 pub use self::group::{Group, GroupId, Kind, Record, RecordKey, Urgency, Write};
 pub use self::portion::Portion;

@@ -179,6 +179,7 @@ method                                                  alcfexdw1239bCEAg
 /grpc.health.v1.Health/Check                            -Y-----------DDDD
 /grpc.health.v1.Health/List                             -Y-----------DDDD
 /grpc.health.v1.Health/Watch                            -Y-----------DDDD
+/signet.backup.v1.Backup/Create                         -Y-----------DDDD
 /signet.sync.v2.Sync/Subscribe                          --nnnnnnYPsebDDDD
 /spire.api.server.agent.v1.Agent/AttestAgent            YYYYYYYYYYYYYYYYY
 /spire.api.server.agent.v1.Agent/BanAgent               -YYYY--------DDDD
@@ -251,6 +252,7 @@ fn the_table_is_in_order_and_finds_its_methods() {
 fn every_method_of_a_registered_service_is_in_the_table_and_nothing_else_is() {
     let registered = [
         "grpc.health.v1.Health",
+        "signet.backup.v1.Backup",
         "signet.sync.v2.Sync",
         "spire.api.server.agent.v1.Agent",
         "spire.api.server.bundle.v1.Bundle",

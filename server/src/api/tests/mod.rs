@@ -36,6 +36,7 @@ use transport::serve::{Answer, Ending, Routes};
 
 use super::Services;
 use super::agent::AgentService;
+use super::backup::BackupService;
 use super::bundle::BundleService;
 use super::core::Core;
 use super::debug::DebugService;
@@ -161,6 +162,7 @@ impl Server {
                     runtime::steady::Steady::new(history.clock()),
                 ),
             ),
+            backup: BackupService::new(Arc::clone(&core)),
             debug: DebugService::new(Arc::clone(&core), own),
             logger: LoggerService::new(Arc::clone(&core), LogLevel::new(Level::Info)),
             health: HealthService::new(Arc::clone(&core)),

@@ -1,4 +1,5 @@
-//! Files of registration entries: `{"entries": [{"spiffe_id": …}]}`.
+//! Files of registration entries: `{"entries": [{"spiffe_id": …}]}`, as SPIRE documents them or as `entry show -output json`
+//! prints them. What only the server sets is read over.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,49 @@ fn or_default<'d, D: Deserializer<'d>, T: Default + Deserialize<'d>>(deserialize
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
+/// An id as text, or in its two parts.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Id {
+    Text(String),
+    Parts {
+        #[serde(default)]
+        trust_domain: String,
+        #[serde(default)]
+        path: String,
+    },
+}
+
+impl Default for Id {
+    fn default() -> Self {
+        Self::Text(String::new())
+    }
+}
+
+impl Id {
+    fn text(&self) -> String {
+        match self {
+            Self::Text(text) => text.clone(),
+            Self::Parts { trust_domain, path } => format!("spiffe://{trust_domain}{path}"),
+        }
+    }
+}
+
+/// A number, or a number as text: protobuf prints large ones so.
+fn number<'d, D: Deserializer<'d>>(deserializer: D) -> Result<i64, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Number {
+        Number(i64),
+        Text(String),
+    }
+    match Option::deserialize(deserializer)? {
+        None => Ok(0),
+        Some(Number::Number(number)) => Ok(number),
+        Some(Number::Text(text)) => text.parse().map_err(serde::de::Error::custom),
+    }
+}
+
 #[derive(Deserialize)]
 struct File {
     #[serde(default, deserialize_with = "or_default")]
@@ -28,12 +72,12 @@ struct File {
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Registration {
-    #[serde(deserialize_with = "or_default")]
+    #[serde(alias = "id", deserialize_with = "or_default")]
     entry_id: String,
     #[serde(deserialize_with = "or_default")]
-    spiffe_id: String,
+    spiffe_id: Id,
     #[serde(deserialize_with = "or_default")]
-    parent_id: String,
+    parent_id: Id,
     #[serde(deserialize_with = "or_default")]
     selectors: Vec<Object<Pair>>,
     #[serde(deserialize_with = "or_default")]
@@ -46,18 +90,14 @@ struct Registration {
     admin: bool,
     #[serde(deserialize_with = "or_default")]
     downstream: bool,
-    #[serde(rename = "entryExpiry", alias = "entry_expiry", deserialize_with = "or_default")]
+    #[serde(rename = "entryExpiry", alias = "entry_expiry", alias = "expires_at", deserialize_with = "number")]
     entry_expiry: i64,
     #[serde(deserialize_with = "or_default")]
     dns_names: Vec<String>,
     #[serde(deserialize_with = "or_default")]
-    revision_number: i64,
-    #[serde(deserialize_with = "or_default")]
     store_svid: bool,
     #[serde(deserialize_with = "or_default")]
     hint: String,
-    #[serde(deserialize_with = "or_default")]
-    created_at: i64,
     additional_attributes: Option<Object<Attributes>>,
 }
 
@@ -132,8 +172,8 @@ fn to_wire(entry: Registration) -> Result<Entry, CliError> {
         .collect::<Result<_, _>>()?;
     Ok(Entry {
         id: entry.entry_id,
-        spiffe_id: Some(id("invalid SPIFFE ID", &entry.spiffe_id)?),
-        parent_id: Some(id("invalid parent ID", &entry.parent_id)?),
+        spiffe_id: Some(id("invalid SPIFFE ID", &entry.spiffe_id.text())?),
+        parent_id: Some(id("invalid parent ID", &entry.parent_id.text())?),
         selectors: entry
             .selectors
             .into_iter()
@@ -145,11 +185,11 @@ fn to_wire(entry: Registration) -> Result<Entry, CliError> {
         downstream: entry.downstream,
         expires_at: entry.entry_expiry,
         dns_names: entry.dns_names,
-        revision_number: entry.revision_number,
+        revision_number: 0,
         store_svid: entry.store_svid,
         jwt_svid_ttl: entry.jwt_svid_ttl,
         hint: entry.hint,
-        created_at: entry.created_at,
+        created_at: 0,
         additional_attributes: entry.additional_attributes.map(|Object(attributes)| AdditionalAttributes {
             disable_x509_svid_prefetch: attributes.disable_x509_svid_prefetch,
             jwt_svid_include_jti: attributes.jwt_svid_include_jti,
