@@ -83,11 +83,15 @@ impl Clock {
         wall - boot.as_nanos() as i128
     }
 
-    /// Waits until the wall clock has moved by more than a second against the boot clock since [`Clock::ahead`] gave
-    /// `ahead`; looks every other second. Whoever sleeps until a time looks again then: what is due by the new time may be past already, and what
+    /// Whether the wall clock has moved by more than a second against the boot clock since [`Clock::ahead`] gave `ahead`.
+    pub fn was_set_since(&self, ahead: i128) -> bool {
+        self.ahead().abs_diff(ahead) > STEP.as_nanos()
+    }
+
+    /// Waits until [`Clock::was_set_since`]; looks every other second. Whoever sleeps until a time looks again then: what is due by the new time may be past already, and what
     /// was valid may not have begun.
     pub async fn stepped(&self, ahead: i128) {
-        while self.ahead().abs_diff(ahead) <= STEP.as_nanos() {
+        while !self.was_set_since(ahead) {
             tokio::time::sleep(LOOK).await;
         }
     }

@@ -3,7 +3,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -165,6 +165,14 @@ pub fn lock(path: &Path, setting: &'static str) -> Result<Lock, KeyFileError> {
         let _ = (&*held).write_all(format!("{} {program}\n", std::process::id()).as_bytes());
     }
     Ok(Lock { _held: Some(held) })
+}
+
+/// Makes `directory` and those above it, for its owner only (mode 0700), as far as they are not there.
+///
+/// # Errors
+/// What the system says.
+pub fn make_directory(directory: &Path) -> std::io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)
 }
 
 static NEXT: AtomicU64 = AtomicU64::new(0);

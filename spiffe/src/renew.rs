@@ -5,6 +5,13 @@ use std::time::{Duration, SystemTime};
 /// However little is left of a credential that is not over, it is not renewed sooner than this after its receipt.
 const LEAST_DISTANCE: Duration = Duration::from_millis(500);
 
+/// How far ahead a new credential may begin and still be waited for. A clock that is off by more is waited out by asking
+/// again: what was signed by it may be of an authority that the server withdraws.
+pub const SKEW: Duration = Duration::from_secs(600);
+
+/// The least that one attempt to renew may take.
+const LEAST_PATIENCE: Duration = Duration::from_millis(250);
+
 /// The moment at which one credential is to be renewed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RenewAt(SystemTime);
@@ -62,12 +69,53 @@ impl Validity {
     pub fn holds(self, now: SystemTime) -> bool {
         self.not_before <= now && now < self.not_after
     }
+
+    /// When the last quarter of its life begins.
+    fn last_quarter(self) -> SystemTime {
+        let life = self.not_after.duration_since(self.not_before).unwrap_or_default();
+        self.not_after.checked_sub(life / 4).unwrap_or(self.not_before)
+    }
 }
 
-/// Whether a new credential may take the place of the one that is held. What is not valid by the own clock never replaces
-/// what is: either clock may be wrong, and the holder can use only what its own says is good.
-pub fn may_replace(held: Option<Validity>, next: Validity, now: SystemTime) -> bool {
-    next.holds(now) || !held.is_some_and(|held| held.holds(now))
+/// When a new credential takes the place of the one in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Succession {
+    /// Now.
+    Now,
+    /// Not before then, if the clock is not set meanwhile.
+    At(SystemTime),
+    /// Never: another has to be asked for.
+    Never,
+}
+
+/// Judges `next` beside `current`: one that is not valid never takes the place of one that is. What begins within
+/// [`SKEW`] is waited for.
+pub fn succeed(current: Option<Validity>, next: Validity, now: SystemTime) -> Succession {
+    let Some(current) = current.filter(|current| current.holds(now)) else { return Succession::Now };
+    if next.holds(now) {
+        Succession::Now
+    } else if now < next.not_before && next.not_before <= now + SKEW && next.not_before < next.not_after {
+        Succession::At(next.not_before.min(current.not_after))
+    } else {
+        Succession::Never
+    }
+}
+
+/// As [`succeed`], for an identity that has to outlive a restart: one that could not be stored takes the place of one
+/// that is in its last quarter only, so that a restart before that finds one that is good.
+pub fn succeed_stored(current: Option<Validity>, next: Validity, stored: bool, now: SystemTime) -> Succession {
+    let succession = succeed(current, next, now);
+    match current.filter(|current| current.holds(now) && now < current.last_quarter()) {
+        Some(current) if !stored && succession == Succession::Now => Succession::At(current.last_quarter()),
+        _ => succession,
+    }
+}
+
+/// How long one attempt to renew `current` may take: half of what is left, so that there is time for another. Nothing is
+/// said of what is not valid.
+pub fn patience(current: Validity, now: SystemTime) -> Option<Duration> {
+    let left = current.not_after.duration_since(now).unwrap_or_default();
+    current.holds(now).then(|| (left / 2).max(LEAST_PATIENCE).min(left))
 }
 
 /// How long to wait before a failed renewal is tried again, where a back-off says `wait`: no longer than half of what
@@ -82,8 +130,11 @@ pub fn retry_within(wait: Duration, not_after: SystemTime, now: SystemTime, leas
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::time::UNIX_EPOCH;
+
+    use proptest::prelude::*;
+
+    use super::*;
 
     fn at(seconds: u64) -> SystemTime {
         UNIX_EPOCH + Duration::from_secs(seconds)
@@ -95,25 +146,6 @@ mod tests {
         let middle = RenewAt::draw(at(1000), at(3000), at(900), 100);
         let latest = RenewAt::draw(at(1000), at(3000), at(900), 200);
         assert_eq!([earliest.at(), middle.at(), latest.at()], [at(1900), at(2000), at(2100)]);
-    }
-
-    #[test]
-    fn nothing_valid_is_replaced_by_what_is_not() {
-        let of = |from, to| Validity { not_before: at(from), not_after: at(to) };
-        let held = of(100, 200);
-        for (next, now, expected) in [
-            (of(150, 250), 160, true),
-            (of(161, 250), 160, false),
-            (of(160, 250), 160, true),
-            (of(10, 160), 160, false),
-            // What is held is not valid either: the newer one is the better guess.
-            (of(300, 400), 200, true),
-            (of(300, 400), 99, true),
-            (of(10, 20), 200, true),
-        ] {
-            assert_eq!(may_replace(Some(held), next, at(now)), expected, "{next:?} at {now}");
-        }
-        assert!(may_replace(None, of(300, 400), at(5)));
     }
 
     #[test]
@@ -166,5 +198,79 @@ mod tests {
         assert_eq!(within(0), 30);
         assert_eq!(retry_within(long, at(900), at(1000), least), long);
         assert_eq!(retry_within(Duration::ZERO, at(1100), at(1000), least), Duration::ZERO);
+    }
+
+    fn from_to(not_before: u64, not_after: u64) -> Validity {
+        Validity { not_before: at(not_before), not_after: at(not_after) }
+    }
+
+    #[test]
+    fn what_is_not_valid_waits_or_is_refused() {
+        let current = Some(from_to(1000, 4600));
+        let judge = |from, until| succeed(current, from_to(from, until), at(2000));
+        assert_eq!(judge(1990, 5590), Succession::Now);
+        assert_eq!(judge(2001, 5601), Succession::At(at(2001)));
+        assert_eq!(judge(2600, 6200), Succession::At(at(2600)));
+        assert_eq!(judge(2601, 6201), Succession::Never);
+        assert_eq!(judge(88_390, 91_990), Succession::Never);
+        assert_eq!(judge(100, 2000), Succession::Never);
+        assert_eq!(succeed(Some(from_to(1000, 2100)), from_to(2200, 9000), at(2000)), Succession::At(at(2100)));
+    }
+
+    #[test]
+    fn what_is_not_valid_gives_way_to_anything() {
+        for current in [None, Some(from_to(0, 2000)), Some(from_to(2001, 9000))] {
+            for next in [from_to(1990, 9000), from_to(90_000, 99_000), from_to(0, 1)] {
+                assert_eq!(succeed(current, next, at(2000)), Succession::Now);
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_not_stored_waits_for_the_last_quarter() {
+        let (current, next) = (from_to(1000, 5000), from_to(2990, 6990));
+        let judge = |stored, now| succeed_stored(Some(current), next, stored, at(now));
+        assert_eq!(judge(true, 3000), Succession::Now);
+        assert_eq!(judge(false, 3000), Succession::At(at(4000)));
+        assert_eq!(judge(false, 3999), Succession::At(at(4000)));
+        assert_eq!(judge(false, 4000), Succession::Now);
+        assert_eq!(judge(false, 5000), Succession::Now);
+        assert_eq!(succeed_stored(None, next, false, at(3000)), Succession::Now);
+    }
+
+    #[test]
+    fn an_attempt_ends_before_the_svid() {
+        let current = from_to(1000, 2000);
+        assert_eq!(patience(current, at(1000)), Some(Duration::from_secs(500)));
+        assert_eq!(patience(current, at(1990)), Some(Duration::from_secs(5)));
+        assert_eq!(patience(current, at(2000) - Duration::from_millis(300)), Some(Duration::from_millis(250)));
+        assert_eq!(patience(current, at(2000) - Duration::from_millis(100)), Some(Duration::from_millis(100)));
+        assert_eq!(patience(current, at(2000)), None);
+        assert_eq!(patience(current, at(999)), None);
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_good_is_given_up_for_what_is_not(
+            current in prop::option::of((0_u64..9000, 0_u64..9000)),
+            next in (0_u64..9000, 0_u64..9000),
+            stored: bool,
+            now in 0_u64..9000,
+        ) {
+            let current = current.map(|(from, life)| from_to(from, from + life));
+            let next = from_to(next.0, next.0 + next.1);
+            let good = current.is_some_and(|current| current.holds(at(now)));
+            match succeed_stored(current, next, stored, at(now)) {
+                Succession::Now => {
+                    prop_assert!(!good || next.holds(at(now)));
+                    prop_assert!(!good || stored || current.is_some_and(|current| current.last_quarter() <= at(now)));
+                }
+                // The wait ends, and before the end of what is in use.
+                Succession::At(then) => {
+                    prop_assert!(good && at(now) < then && current.is_some_and(|current| then <= current.not_after));
+                }
+                Succession::Never => prop_assert!(good && !next.holds(at(now))),
+            }
+        }
     }
 }

@@ -277,3 +277,49 @@ async fn the_clock_of_the_agent_is_a_year_ahead() -> Result<()> {
 async fn the_clock_of_the_agent_is_a_day_behind() -> Result<()> {
     the_clock_of_the_agent_is_wrong(-DAY).await
 }
+
+/// A running agent whose clock is wrong gives nothing up that is good by the right one.
+async fn the_clock_of_a_running_agent_is_wrong(seconds: i64) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let set = Set::new(folder.path())?;
+    let server = Server::start(&Binaries::signet()?, &folder.path().join("server"), &ServerOptions::default()).await?;
+    let settings = AgentOptions { join_token: Some(server.token(Some(NODE))?), ..AgentOptions::default() };
+    let mut agent = Agent::start(&set.binaries()?, &folder.path().join("agent"), &server, &settings).await?;
+    register(&server, "/before", &[])?;
+    let before = identity(&agent, "/before").await?;
+    let begun = std::fs::read_to_string(agent.log())?.len();
+
+    set.ahead(seconds)?;
+    // By this clock the agent's own SVID is due, and hardly anybody can be believed.
+    wait::until("a renewal and a complaint about the clock", PATIENCE, async || {
+        let log = std::fs::read_to_string(agent.log()).unwrap_or_default();
+        let since = log.get(begun..)?;
+        let renewed = since.contains("Renewed the agent's SVID") || since.contains("Could not renew the agent's SVID");
+        (renewed && since.contains("not valid by this machine's clock")).then_some(())
+    })
+    .await?;
+    register(&server, "/during", &[])?;
+
+    set.ahead(0)?;
+    // The very one that the workload had.
+    let again = identity(&agent, "/before").await?;
+    assert_eq!(again.svid.chain, before.svid.chain);
+    register(&server, "/after", &[])?;
+    for path in ["/during", "/after"] {
+        believe_each_other(&before, &identity(&agent, path).await?)?;
+    }
+    assert!(agent.ended()?.is_none());
+    agent.signal(Signal::SIGKILL).await?;
+    agent.start_again().await?;
+    believe_each_other(&before, &identity(&agent, "/before").await?)
+}
+
+#[tokio::test]
+async fn the_clock_of_a_running_agent_is_a_day_ahead() -> Result<()> {
+    the_clock_of_a_running_agent_is_wrong(DAY).await
+}
+
+#[tokio::test]
+async fn the_clock_of_a_running_agent_is_a_day_behind() -> Result<()> {
+    the_clock_of_a_running_agent_is_wrong(-DAY).await
+}

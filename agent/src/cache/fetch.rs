@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::future::{BoxFuture, FutureExt as _};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use spiffe::id::SpiffeId;
-use spiffe::renew::{RenewAt, Validity, may_replace};
+use spiffe::renew::{RenewAt, Succession, succeed};
 use spiffe::selector::SelectorSet;
 
 use super::desired::Entry;
@@ -90,7 +90,7 @@ impl Cache {
             }
             None => request.await,
         };
-        match (outcome, held.filter(|svid| svid.expires_at > self.inner.clock.now())) {
+        match (outcome, held.filter(|svid| svid.validity().holds(self.inner.clock.now()))) {
             (Err(error), Some(svid)) => {
                 if self.inner.log.allow(NOT_RENEWED, entry.spiffe_id.as_str()) {
                     let error = runtime::telemetry::chain(&error);
@@ -103,22 +103,13 @@ impl Cache {
     }
 }
 
-/// What the clocks of two machines may differ by for a token that was signed just now: it begins when it is signed, while
-/// certificates begin a little earlier.
-const LEEWAY: Duration = Duration::from_secs(60);
-
-fn validity(svid: &JwtSvid) -> Validity {
-    let not_before = svid.issued_at.checked_sub(LEEWAY).unwrap_or(svid.issued_at);
-    Validity { not_before, not_after: svid.expires_at }
-}
-
 impl Inner {
     /// What is in memory, and the request to wait for if that is not enough: the one under way or a new one. Both under
     /// one lock, so that nobody asks for what has just come.
     fn find_or_ask(inner: &Arc<Self>, entry: &Arc<Entry>, audience: &Arc<[String]>) -> Way {
         let key = Key::new(Arc::clone(&entry.id), audience);
         let mut jwt = inner.jwt();
-        let held = match jwt.find(&key, inner.clock.now()) {
+        let held = match jwt.find(&key, inner.clock.now(), inner.clock.boot()) {
             Found::Fresh(svid) => return Way::Fresh(svid),
             Found::Ageing(svid) => Some(svid),
             Found::Nothing => None,
@@ -141,18 +132,26 @@ impl Inner {
         async move {
             let inner = &under_way.cache;
             let svid = inner.sign_jwt(&entry, &audience).await?;
-            let (random, now) = (inner.entropy.u64(), inner.clock.now());
-            let renew_at = RenewAt::draw(svid.issued_at, svid.expires_at, now, random);
-            let held = inner.jwt().held(&under_way.key).map(|held| validity(&held));
-            if !may_replace(held, validity(&svid), now) {
-                return Err(Arc::new(IssueError::ClockDisagrees));
-            }
+            let random = inner.entropy.u64();
+            let renew_at = RenewAt::draw(svid.issued_at, svid.expires_at, inner.clock.now(), random);
             // Under the lock of the state, so that a step which removes the entry comes wholly before or wholly after.
             let state = inner.state();
-            if state.wants(&entry) {
-                inner.jwt().insert(under_way.key.clone(), Arc::clone(&svid), renew_at.at());
+            if !state.wants(&entry) {
+                return Ok(svid);
             }
-            drop(state);
+            let mut jwt = inner.jwt();
+            let (now, validity) = (inner.clock.now(), svid.validity());
+            match succeed(jwt.held(&under_way.key).map(|held| held.validity()), validity, now) {
+                Succession::Now if validity.holds(now) => {
+                    jwt.insert(under_way.key.clone(), Arc::clone(&svid), renew_at.at());
+                }
+                // Whoever asked may have it, and judge by their own clock; nobody else is given it.
+                Succession::Now => {}
+                Succession::At(_) | Succession::Never => {
+                    jwt.put_off(&under_way.key, inner.clock.boot());
+                    return Err(Arc::new(IssueError::ClockDisagrees));
+                }
+            }
             Ok(svid)
         }
         .boxed()

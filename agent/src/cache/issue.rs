@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use spiffe::renew::RenewAt;
+use spiffe::renew::{RenewAt, SKEW, Succession, Validity, succeed};
 
 use super::desired::EntryId;
 
@@ -22,8 +22,8 @@ pub enum Demand {
 pub struct Held {
     /// When its successor is to be signed; drawn once.
     pub renew_at: SystemTime,
-    /// From when on it is worthless.
-    pub not_after: SystemTime,
+    /// When it is valid.
+    pub validity: Validity,
     /// Whether it was signed for an earlier revision of the entry.
     pub outdated: bool,
 }
@@ -50,8 +50,10 @@ pub struct Candidate {
 pub struct Plan {
     /// Entries to be signed for, most urgent first.
     pub sign: Vec<EntryId>,
-    /// Entries whose credential is to be dropped: expired, or beyond the limit.
+    /// Entries whose credential is to be dropped: beyond the limit.
     pub forget: Vec<EntryId>,
+    /// Entries whose credential is over by this clock. It is of no use now, but the clock may be wrong.
+    pub over: Vec<EntryId>,
     /// The next time at which the answer changes by itself.
     pub wake: Option<SystemTime>,
 }
@@ -61,10 +63,10 @@ pub struct Plan {
 /// The order of what is signed: near expiry first, by the time left; then what subscribers wait for; then prefetch.
 pub fn plan(candidates: &[Candidate], limit: usize, now: SystemTime) -> Plan {
     let mut plan = Plan::default();
-    let live = |candidate: &Candidate| candidate.held.filter(|held| held.not_after > now);
+    let live = |candidate: &Candidate| candidate.held.filter(|held| held.validity.not_after > now);
     for candidate in candidates {
         if candidate.held.is_some() && live(candidate).is_none() {
-            plan.forget.push(candidate.entry.clone());
+            plan.over.push(candidate.entry.clone());
         }
     }
 
@@ -85,9 +87,12 @@ pub fn plan(candidates: &[Candidate], limit: usize, now: SystemTime) -> Plan {
     let mut due = Vec::new();
     for candidate in wanted {
         let held = live(candidate);
-        plan.wake = earliest(plan.wake, held.map(|held| held.not_after));
+        plan.wake = earliest(plan.wake, held.map(|held| held.validity.not_after));
         let rank = match held {
-            Some(held) if held.renew_at <= now => Rank::Renewal(held.not_after),
+            // What begins that much later was signed or received by a clock that was wrong.
+            Some(held) if held.renew_at <= now || held.validity.not_before > now + SKEW => {
+                Rank::Renewal(held.validity.not_after)
+            }
             Some(held) if !held.outdated => {
                 plan.wake = earliest(plan.wake, Some(held.renew_at));
                 continue;
@@ -119,6 +124,16 @@ fn earliest(one: Option<SystemTime>, other: Option<SystemTime>) -> Option<System
     match (one, other) {
         (Some(one), Some(other)) => Some(one.min(other)),
         (one, other) => one.or(other),
+    }
+}
+
+/// When a credential that was signed takes the place of the one that is held: not before it is valid, and never if it is
+/// over or begins too late to be waited for; that helps nobody, whether or not anything is held.
+pub fn take(held: Option<Validity>, signed: Validity, now: SystemTime) -> Succession {
+    if signed.not_after <= now || signed.not_before > now + SKEW {
+        Succession::Never
+    } else {
+        succeed(held, signed, now)
     }
 }
 

@@ -33,11 +33,8 @@ pub enum IssueError {
     /// The answer is no SVID of the wanted identity and key.
     #[error("the server signed something else than what it was asked for")]
     Foreign,
-    /// What was signed is not valid by this machine's clock, and what is held is.
-    #[error(
-        "the server signed what is not valid by this machine's clock, while what is held is: the clock of one of them is \
-         wrong"
-    )]
+    /// What was signed is not valid by this machine's clock, so it replaces nothing.
+    #[error("the server signed what is not valid by this machine's clock: the clock of one of them is wrong")]
     ClockDisagrees,
     /// What was signed is for a form of the entry that is no longer held, time and again.
     #[error("the entry was changed again while its token was being signed")]

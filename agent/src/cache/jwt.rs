@@ -2,17 +2,22 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures_util::future::{BoxFuture, FutureExt as _, Shared, WeakShared};
 use spiffe::bundle::Bundle;
 use spiffe::id::SpiffeId;
+use spiffe::renew::Validity;
+use spiffe::verify::LEEWAY;
 use zeroize::Zeroizing;
 
 use super::IssueError;
 use super::desired::{Entry, EntryId};
+
+/// How long no successor of a token is asked for after one that is not valid by this clock; doubles up to the second.
+const PUT_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
 /// A JWT-SVID in memory. Its text is a bearer secret: wiped when dropped, shown by no `Debug`.
 pub struct JwtSvid {
@@ -33,6 +38,17 @@ pub struct JwtSvid {
 impl std::fmt::Debug for JwtSvid {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("JwtSvid").field("id", &self.id).field("expires_at", &self.expires_at).finish_non_exhaustive()
+    }
+}
+
+impl JwtSvid {
+    /// When it is valid. Only its end is looked at by everybody; a time of issue that is too far ahead is that of a wrong
+    /// clock, by which the end is wrong as well.
+    pub(super) fn validity(&self) -> Validity {
+        Validity {
+            not_before: self.issued_at.checked_sub(LEEWAY).unwrap_or(self.issued_at),
+            not_after: self.expires_at,
+        }
     }
 }
 
@@ -79,6 +95,8 @@ struct UnderWay {
 struct Cached {
     svid: Arc<JwtSvid>,
     renew_at: SystemTime,
+    // Before when, by the boot clock, no other is asked for, and how long that wait was.
+    put_off: Option<(Duration, Duration)>,
     key_id: Option<String>,
     used: u64,
 }
@@ -109,23 +127,32 @@ impl JwtCache {
         self.tokens.len()
     }
 
-    pub(super) fn find(&mut self, key: &Key, now: SystemTime) -> Found {
-        let Some(cached) = self.tokens.get_mut(key) else { return Found::Nothing };
-        if cached.svid.expires_at <= now {
-            self.remove(key);
+    /// What is held for `key` and valid at `now`. What is not stays, until it is the least recently used or has a
+    /// successor: the clock may be wrong.
+    pub(super) fn find(&mut self, key: &Key, now: SystemTime, boot: Duration) -> Found {
+        let Some(cached) = self.tokens.get_mut(key).filter(|cached| cached.svid.validity().holds(now)) else {
             return Found::Nothing;
-        }
+        };
         self.tick += 1;
         self.by_use.remove(&cached.used);
         cached.used = self.tick;
         self.by_use.insert(self.tick, key.clone());
         let svid = Arc::clone(&cached.svid);
-        if now < cached.renew_at { Found::Fresh(svid) } else { Found::Ageing(svid) }
+        let put_off = cached.put_off.is_some_and(|(until, _)| boot < until);
+        if now < cached.renew_at || put_off { Found::Fresh(svid) } else { Found::Ageing(svid) }
     }
 
-    /// What is held for `key`, over or not.
-    pub(super) fn held(&self, key: &Key) -> Option<Arc<JwtSvid>> {
-        self.tokens.get(key).map(|cached| Arc::clone(&cached.svid))
+    /// What is held for `key`, valid or not.
+    pub(super) fn held(&self, key: &Key) -> Option<&Arc<JwtSvid>> {
+        self.tokens.get(key).map(|cached| &cached.svid)
+    }
+
+    /// Asks for no successor of what is held for a while, each time for twice as long.
+    pub(super) fn put_off(&mut self, key: &Key, boot: Duration) {
+        if let Some(cached) = self.tokens.get_mut(key) {
+            let wait = cached.put_off.map_or(PUT_OFF.0, |(_, last)| (last * 2).min(PUT_OFF.1));
+            cached.put_off = Some((boot + wait, wait));
+        }
     }
 
     pub(super) fn insert(&mut self, key: Key, svid: Arc<JwtSvid>, renew_at: SystemTime) {
@@ -140,7 +167,7 @@ impl JwtCache {
         self.tick += 1;
         self.by_use.insert(self.tick, key.clone());
         let key_id = key_id(&svid.token);
-        self.tokens.insert(key, Cached { svid, renew_at, key_id, used: self.tick });
+        self.tokens.insert(key, Cached { svid, renew_at, put_off: None, key_id, used: self.tick });
     }
 
     /// The request under way for `key` on behalf of exactly this form of the entry, or else the one that `begin` makes
@@ -222,8 +249,6 @@ fn key_id(token: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use spiffe::bundle::JwtAuthority;
     use spiffe::id::TrustDomain;
 
@@ -253,11 +278,26 @@ mod tests {
     fn fresh_until_its_renewal_then_ageing_until_it_expires() {
         let mut cache = JwtCache::new(2);
         cache.insert(key("a", &["x", "y"]), svid("k", 100), at(50));
-        assert!(matches!(cache.find(&key("a", &["y", "x", "y"]), at(49)), Found::Fresh(_)));
-        assert!(matches!(cache.find(&key("a", &["x", "y"]), at(50)), Found::Ageing(_)));
-        assert!(matches!(cache.find(&key("a", &["x"]), at(49)), Found::Nothing));
-        assert!(matches!(cache.find(&key("a", &["x", "y"]), at(100)), Found::Nothing));
-        assert_eq!(cache.len(), 0);
+        assert!(matches!(cache.find(&key("a", &["y", "x", "y"]), at(49), Duration::ZERO), Found::Fresh(_)));
+        assert!(matches!(cache.find(&key("a", &["x", "y"]), at(50), Duration::ZERO), Found::Ageing(_)));
+        assert!(matches!(cache.find(&key("a", &["x"]), at(49), Duration::ZERO), Found::Nothing));
+        assert!(matches!(cache.find(&key("a", &["x", "y"]), at(100), Duration::ZERO), Found::Nothing));
+        // The clock was wrong, and is set back.
+        assert!(matches!(cache.find(&key("a", &["x", "y"]), at(99), Duration::ZERO), Found::Ageing(_)));
+    }
+
+    #[test]
+    fn a_successor_that_was_not_valid_is_not_asked_for_again_at_once() {
+        let mut cache = JwtCache::new(2);
+        cache.insert(key("a", &["x"]), svid("k", 1000), at(50));
+        let mut boot = Duration::from_secs(7);
+        for wait in [1, 2, 4, 8, 16, 30, 30] {
+            assert!(matches!(cache.find(&key("a", &["x"]), at(60), boot), Found::Ageing(_)));
+            cache.put_off(&key("a", &["x"]), boot);
+            boot += Duration::from_secs(wait) - Duration::from_millis(1);
+            assert!(matches!(cache.find(&key("a", &["x"]), at(60), boot), Found::Fresh(_)));
+            boot += Duration::from_millis(1);
+        }
     }
 
     #[test]
@@ -265,10 +305,10 @@ mod tests {
         let mut cache = JwtCache::new(2);
         cache.insert(key("a", &["x"]), svid("k", 100), at(50));
         cache.insert(key("b", &["x"]), svid("k", 100), at(50));
-        assert!(matches!(cache.find(&key("a", &["x"]), at(1)), Found::Fresh(_)));
+        assert!(matches!(cache.find(&key("a", &["x"]), at(1), Duration::ZERO), Found::Fresh(_)));
         cache.insert(key("c", &["x"]), svid("k", 100), at(50));
-        assert!(matches!(cache.find(&key("b", &["x"]), at(1)), Found::Nothing));
-        assert!(matches!(cache.find(&key("a", &["x"]), at(1)), Found::Fresh(_)));
+        assert!(matches!(cache.find(&key("b", &["x"]), at(1), Duration::ZERO), Found::Nothing));
+        assert!(matches!(cache.find(&key("a", &["x"]), at(1), Duration::ZERO), Found::Fresh(_)));
         assert_eq!((cache.len(), cache.by_use.len()), (2, 2));
     }
 
@@ -288,7 +328,7 @@ mod tests {
         bundle.jwt = vec![authority("good", false), authority("tainted", true)];
         cache.judge(&bundle);
         assert_eq!((cache.len(), cache.by_use.len()), (1, 1));
-        assert!(matches!(cache.find(&key("good", &["x"]), at(1)), Found::Fresh(_)));
+        assert!(matches!(cache.find(&key("good", &["x"]), at(1), Duration::ZERO), Found::Fresh(_)));
     }
 
     #[test]

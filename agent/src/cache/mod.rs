@@ -20,6 +20,7 @@ use std::time::{Duration, SystemTime};
 use runtime::clock::Clock;
 use runtime::entropy::Entropy;
 use runtime::reconcile::Nudge;
+use runtime::steady::Steady;
 use runtime::telemetry::Limiter;
 use spiffe::bundle::Bundle;
 use spiffe::id::TrustDomain;
@@ -85,6 +86,7 @@ pub struct Cache {
 
 struct Inner {
     clock: Clock,
+    steady: Steady,
     entropy: Entropy,
     log: Limiter,
     limits: Limits,
@@ -106,6 +108,7 @@ impl Cache {
         log: Limiter,
     ) -> Self {
         let inner = Inner {
+            steady: Steady::new(clock.clone()),
             clock,
             entropy,
             log,
@@ -210,10 +213,11 @@ impl Cache {
     /// What is held now.
     pub fn counts(&self) -> Counts {
         let jwt_svids = self.inner.jwt().len();
+        let now = self.inner.clock.now();
         let state = self.inner.state();
         Counts {
             entries: state.desired.entries().len(),
-            x509_svids: state.credentials.len(),
+            x509_svids: state.credentials.values().filter(|held| held.svid.not_after > now).count(),
             jwt_svids,
             subscribers: state.views.subscribers(),
         }
@@ -237,7 +241,7 @@ impl Inner {
         self.jwt.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Drops what has expired, so that views without it are handed out.
+    /// Hands out views without what has expired.
     fn expire(&self) {
         let now = self.clock.now();
         let mut state = self.state();
@@ -247,6 +251,6 @@ impl Inner {
             .filter(|(_, credential)| credential.svid.not_after <= now)
             .map(|(id, _)| Arc::clone(id))
             .collect();
-        state.forget(&expired, now);
+        state.rebuild_around(&expired, now);
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use runtime::backoff::Backoff;
 use runtime::shutdown::Shutdown;
-use spiffe::renew::{RenewAt, Validity, may_replace, retry_within};
+use spiffe::renew::{RenewAt, Succession, Validity, retry_within};
 use spiffe::x509::{KeyType, PrivateKey, X509Svid};
 
 use super::desired::{Entry, EntryId};
@@ -43,23 +43,49 @@ struct Signed {
     authority_key_id: Option<Bytes>,
 }
 
+impl Signed {
+    fn validity(&self) -> Validity {
+        Validity { not_before: self.svid.not_before, not_after: self.svid.not_after }
+    }
+}
+
 impl Cache {
     /// Signs what is wanted until `shutdown`, with keys of type `key_type`.
     pub async fn sign_until(&self, shutdown: Shutdown, key_type: KeyType) {
         let mut batch = LARGEST_BATCH;
         let mut backoff = Backoff::new(CALL_RETRY.0, CALL_RETRY.1);
-        // By the boot clock, which nobody sets.
+        // By the boot clock.
         let mut failed_until: Option<Duration> = None;
+        let clock = &self.inner.clock;
+        let mut ahead = clock.ahead();
         while !shutdown.is_requested() {
-            let (ahead, now, boot) = (self.inner.clock.ahead(), self.inner.clock.now(), self.inner.clock.boot());
+            if clock.was_set_since(ahead) {
+                ahead = clock.ahead();
+                failed_until = None;
+                self.inner.state().clock_was_set(clock.now());
+            }
+            let (now, boot) = (clock.now(), clock.boot());
+            let mut unsteady = None;
             let (entries, wake) = {
                 let mut state = self.inner.state();
                 if std::mem::take(&mut state.heard) || failed_until.is_some_and(|until| until <= boot) {
                     failed_until = None;
                 }
                 state.waiting = failed_until.is_some();
+                state.begin(now);
                 let plan = state.plan(self.inner.limits.x509_svids, now, boot);
-                let forget: HashSet<EntryId> = plan.forget.into_iter().collect();
+                let mut forget: HashSet<EntryId> = plan.forget.into_iter().collect();
+                if !plan.over.is_empty() {
+                    let over = plan.over.into_iter();
+                    // What only seems to be over is good again as soon as the clock is right.
+                    match self.inner.steady.left() {
+                        Duration::ZERO => forget.extend(over),
+                        left => {
+                            unsteady = Some(left);
+                            state.rebuild_around(&over.collect(), now);
+                        }
+                    }
+                }
                 state.forget(&forget, now);
                 let mut entries: Vec<Arc<Entry>> = Vec::new();
                 if failed_until.is_none() {
@@ -70,12 +96,12 @@ impl Cache {
                 (entries, plan.wake)
             };
             if entries.is_empty() {
-                let waited_out = failed_until.unwrap_or_default().saturating_sub(boot);
+                let failed = failed_until.map(|until| until.saturating_sub(boot));
+                let lasting = failed.into_iter().chain(unsteady).min();
                 tokio::select! {
-                    () = self.inner.signer.nudged_or_at(&self.inner.clock, wake) => {}
-                    () = self.inner.clock.sleep(waited_out), if failed_until.is_some() => {}
-                    // What is due, and what is valid, are others now.
-                    () = self.inner.clock.stepped(ahead) => {}
+                    () = self.inner.signer.nudged_or_at(clock, wake) => {}
+                    () = clock.sleep(lasting.unwrap_or_default()), if lasting.is_some() => {}
+                    () = clock.stepped(ahead) => {}
                     () = shutdown.requested() => return,
                 }
                 continue;
@@ -92,7 +118,7 @@ impl Cache {
                     self.keep(&ids, results);
                 }
                 Err(error) => {
-                    let now = self.inner.clock.now();
+                    let now = clock.now();
                     let wait = backoff.next(&self.inner.entropy);
                     let end = self.inner.state().first_end(&ids, now);
                     let wait = end.map_or(wait, |end| retry_within(wait, end, now, LEAST_RETRY));
@@ -104,7 +130,7 @@ impl Cache {
                     );
                     metrics::counter!("cache_manager.sign.failures").increment(1);
                     batch = (ids.len() / 2).max(1);
-                    failed_until = Some(self.inner.clock.boot() + wait);
+                    failed_until = Some(clock.boot() + wait);
                     self.keep(&ids, Vec::new());
                 }
             }
@@ -125,20 +151,19 @@ impl Cache {
         if answers.len() != orders.len() {
             return Err(IssueError::Malformed("not one result for each request"));
         }
-        let now = self.inner.clock.now();
         Ok(orders
             .into_iter()
             .zip(answers)
             .map(|(order, answer)| {
                 let entry = Arc::clone(&order.entry);
-                (entry, answer.and_then(|chain| check(order, chain, now)))
+                (entry, answer.and_then(|chain| check(order, chain)))
             })
             .collect())
     }
 
     /// Takes in what was signed for the entries `asked`, as far as it is still wanted in exactly that form.
     fn keep(&self, asked: &HashSet<EntryId>, results: Vec<(Arc<Entry>, Result<Signed, IssueError>)>) {
-        let (now, boot) = (self.inner.clock.now(), self.inner.clock.boot());
+        let now = self.inner.clock.now();
         let mut kept = HashSet::new();
         let mut state = self.inner.state();
         state.signing.retain(|id| !asked.contains(id));
@@ -147,15 +172,20 @@ impl Cache {
                 tracing::debug!(entry_id = %entry.id, "An entry changed while its SVID was being signed");
                 continue;
             }
-            let held = state.credentials.get(&entry.id).map(|held| validity(&held.svid));
-            let result = result.and_then(|signed| {
-                let replaces = may_replace(held, validity(&signed.svid), now);
-                if replaces { Ok(signed) } else { Err(IssueError::ClockDisagrees) }
+            let held = state.credentials.get(&entry.id).map(Credential::validity);
+            let judged = result.and_then(|signed| match issue::take(held, signed.validity(), now) {
+                Succession::Never => Err(IssueError::ClockDisagrees),
+                succession => Ok((signed, succession)),
             });
-            match result {
-                Ok(signed) => {
+            match judged {
+                Ok((signed, succession)) => {
                     let credential = self.credential(&entry, signed, now, state.tick);
                     state.refused.remove(&entry.id);
+                    if let Succession::At(_) = succession {
+                        state.coming.insert(Arc::clone(&entry.id), credential);
+                        continue;
+                    }
+                    state.coming.remove(&entry.id);
                     kept.insert(Arc::clone(&entry.id));
                     state.credentials.insert(Arc::clone(&entry.id), credential);
                 }
@@ -163,9 +193,9 @@ impl Cache {
                     let wait =
                         state.refused.get(&entry.id).map_or(ITEM_RETRY.0, |last| last.wait * 2).min(ITEM_RETRY.1);
                     let spread = wait.mul_f64(0.9 + 0.1 * self.inner.entropy.unit());
-                    let held = state.credentials.get(&entry.id).map(|credential| credential.svid.not_after);
-                    let spread = held.map_or(spread, |end| retry_within(spread, end, now, LEAST_RETRY));
-                    state.refused.insert(Arc::clone(&entry.id), Refused { retry_at: boot + spread, wait });
+                    let spread = held.map_or(spread, |held| retry_within(spread, held.not_after, now, LEAST_RETRY));
+                    let retry_at = self.inner.clock.boot() + spread;
+                    state.refused.insert(Arc::clone(&entry.id), Refused { retry_at, wait });
                     tracing::warn!(
                         entry_id = %entry.id,
                         spiffe_id = %entry.spiffe_id,
@@ -201,10 +231,6 @@ impl Cache {
     }
 }
 
-fn validity(svid: &HeldSvid) -> Validity {
-    Validity { not_before: svid.not_before, not_after: svid.not_after }
-}
-
 async fn make_orders(entries: Vec<Arc<Entry>>, kind: KeyType) -> Result<Vec<Order>, KeyError> {
     // RSA keys take up to seconds each.
     let inline = entries.len() <= KEYS_INLINE && matches!(kind, KeyType::EcP256 | KeyType::EcP384);
@@ -220,14 +246,11 @@ async fn make_orders(entries: Vec<Arc<Entry>>, kind: KeyType) -> Result<Vec<Orde
     if inline { make() } else { tokio::task::spawn_blocking(make).await.map_err(|_| KeyError::Interrupted)? }
 }
 
-/// Whether the chain is what was asked for: the entry's identity, our key, and still of use.
-fn check(order: Order, chain: Vec<Bytes>, now: SystemTime) -> Result<Signed, IssueError> {
+/// Whether the chain is what was asked for: the entry's identity and our key.
+fn check(order: Order, chain: Vec<Bytes>) -> Result<Signed, IssueError> {
     let svid = X509Svid::from_chain(chain).map_err(|_| IssueError::Malformed("not an X.509-SVID"))?;
     if svid.id != order.entry.spiffe_id || svid.check_key(&order.key).is_err() {
         return Err(IssueError::Foreign);
-    }
-    if svid.not_after <= now {
-        return Err(IssueError::Malformed("the SVID has expired by this machine's clock"));
     }
     let authority_key_id = taint::authority_of(&svid.chain);
     let held = HeldSvid {

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use spiffe::bundle::Bundle;
 use spiffe::id::TrustDomain;
-use spiffe::renew::RenewAt;
+use spiffe::renew::{RenewAt, Succession, Validity};
 use spiffe::selector::SelectorSet;
 
 use super::desired::{Changed, Desired, Entry, EntryId, Form, Update};
@@ -19,6 +19,8 @@ use crate::taint;
 pub(super) struct State {
     pub(super) desired: Desired,
     pub(super) credentials: HashMap<EntryId, Credential>,
+    /// Signed and not valid yet, while what is held is.
+    pub(super) coming: HashMap<EntryId, Credential>,
     pub(super) signing: HashSet<EntryId>,
     pub(super) refused: HashMap<EntryId, Refused>,
     pub(super) views: Views,
@@ -39,9 +41,16 @@ pub(super) struct Credential {
     pub(super) last_used: u64,
 }
 
+impl Credential {
+    pub(super) fn validity(&self) -> Validity {
+        Validity { not_before: self.svid.not_before, not_after: self.svid.not_after }
+    }
+}
+
+/// What the server refused last.
 #[derive(Clone, Copy)]
 pub(super) struct Refused {
-    /// Before when the entry is not asked for again, by the boot clock, which nobody sets.
+    // By the boot clock.
     pub(super) retry_at: Duration,
     pub(super) wait: Duration,
 }
@@ -62,6 +71,7 @@ impl State {
         Self {
             desired: Desired::new(Arc::new(Bundle::empty(trust_domain))),
             credentials: HashMap::new(),
+            coming: HashMap::new(),
             signing: HashSet::new(),
             refused: HashMap::new(),
             views: Views::default(),
@@ -79,6 +89,7 @@ impl State {
         for change in &changed {
             let Some(id) = change.before.as_ref().or(change.after.as_ref()).map(|entry| &entry.id) else { continue };
             self.refused.remove(id);
+            self.coming.remove(id);
             if change.before.is_some() {
                 ended.push(Arc::clone(id));
             }
@@ -110,8 +121,12 @@ impl State {
         if tainted.is_empty() {
             return;
         }
+        let by_tainted = |credential: &Credential| {
+            credential.authority_key_id.as_ref().is_some_and(|key_id| tainted.contains(key_id))
+        };
+        self.coming.retain(|_, credential| !by_tainted(credential));
         for credential in self.credentials.values_mut() {
-            if credential.authority_key_id.as_ref().is_some_and(|key_id| tainted.contains(key_id)) {
+            if by_tainted(credential) {
                 let (svid, received_at) = (&credential.svid, credential.received_at);
                 let soonest = received_at + RenewAt::least_distance(svid.not_before, svid.not_after, received_at);
                 credential.renew_at = credential.renew_at.min(soonest.max(now));
@@ -140,7 +155,7 @@ impl State {
             .collect();
         // Each takes room, but those whose credential is over.
         let live = |candidate: &&Candidate| {
-            candidate.demand == Demand::Subscribed || candidate.held.is_some_and(|held| held.not_after > now)
+            candidate.demand == Demand::Subscribed || candidate.held.is_some_and(|held| held.validity.not_after > now)
         };
         let room = limit.saturating_sub(candidates.iter().filter(live).count());
         if room > 0 && self.credentials.len() < self.desired.entries().len() {
@@ -158,10 +173,12 @@ impl State {
 
     fn candidate(&self, entry: &Entry, followed: bool, now: SystemTime, boot: Duration) -> Candidate {
         let credential = self.credentials.get(&entry.id);
+        let refused = self.refused.get(&entry.id).map(|refused| now + refused.retry_at.saturating_sub(boot));
+        let begins = self.coming.get(&entry.id).map(|coming| coming.svid.not_before);
         Candidate {
             held: credential.map(|credential| Held {
                 renew_at: credential.renew_at,
-                not_after: credential.svid.not_after,
+                validity: credential.validity(),
                 outdated: !credential.form.is(&entry.form()),
             }),
             demand: if followed {
@@ -173,7 +190,7 @@ impl State {
             },
             last_used: credential.map_or(0, |credential| credential.last_used),
             signing: self.signing.contains(&entry.id),
-            retry_at: self.refused.get(&entry.id).map(|refused| now + refused.retry_at.saturating_sub(boot)),
+            retry_at: refused.max(begins),
             entry: Arc::clone(&entry.id),
         }
     }
@@ -184,16 +201,46 @@ impl State {
         ends.filter(|end| *end > now).min()
     }
 
-    pub(super) fn forget(&mut self, ids: &HashSet<EntryId>, now: SystemTime) {
-        if ids.is_empty() {
+    /// Uses what was signed and waited for its beginning.
+    pub(super) fn begin(&mut self, now: SystemTime) {
+        if self.coming.is_empty() {
             return;
         }
+        let (mut begun, mut waiting) = (HashSet::new(), HashMap::new());
+        for (id, credential) in std::mem::take(&mut self.coming) {
+            match issue::take(self.credentials.get(&id).map(Credential::validity), credential.validity(), now) {
+                Succession::Now => {
+                    begun.insert(Arc::clone(&id));
+                    self.credentials.insert(id, credential);
+                }
+                Succession::At(_) => {
+                    waiting.insert(id, credential);
+                }
+                // The clock was set meanwhile.
+                Succession::Never => {}
+            }
+        }
+        self.coming = waiting;
+        self.rebuild_around(&begun, now);
+    }
+
+    /// The clock was set: what seemed to be over may not be, and the other way round, and no failure of before says anything.
+    pub(super) fn clock_was_set(&mut self, now: SystemTime) {
+        self.refused.clear();
+        let Self { desired, credentials, views, .. } = self;
+        views.rebuild(|_, _| true, |selectors| build(desired, credentials, selectors, now));
+    }
+
+    pub(super) fn forget(&mut self, ids: &HashSet<EntryId>, now: SystemTime) {
         self.credentials.retain(|id, _| !ids.contains(id));
         self.rebuild_around(ids, now);
     }
 
     /// Hands new views to those who follow one of these entries.
     pub(super) fn rebuild_around(&mut self, ids: &HashSet<EntryId>, now: SystemTime) {
+        if ids.is_empty() {
+            return;
+        }
         let Self { desired, credentials, views, .. } = self;
         views.rebuild(
             |_, view| view.entries.iter().any(|entry| ids.contains(&entry.id)),

@@ -3,7 +3,6 @@
 //! Certificates are base64 of their PEM form; of the bundle only the X.509 authorities are kept. Nothing about
 //! workloads is in it.
 
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
@@ -96,11 +95,13 @@ impl DataFile {
 
     fn prepare(&self) -> Result<(), DataError> {
         let Some(directory) = self.path.parent() else { return Ok(()) };
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(directory)
+        keyfile::make_directory(directory)
             .map_err(|source| DataError::Directory { directory: directory.to_owned(), source })
+    }
+
+    /// Whether it is there. What cannot be looked at counts as not there.
+    pub fn exists(&self) -> bool {
+        self.path.try_exists().unwrap_or(false)
     }
 
     /// What it holds; nothing if it is not there.

@@ -1,13 +1,18 @@
 //! The agent's own identity: its SVID, the bundle it knows the server by, and what both live through.
 //!
 //! A new SVID is written to disk before it is used, so that the process may be killed at any moment: what is on disk is
-//! always an SVID that the server still takes.
+//! always an SVID that the server still takes. Where it cannot be written, it is used only when the one on disk is about
+//! to end ([`succeed_stored`]), and writing it is tried again.
+//!
+//! [`succeed_stored`]: spiffe::renew::succeed_stored
 
 mod data;
 mod error;
+mod next;
 mod renewal;
 mod verdict;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -59,7 +64,7 @@ impl IdentityError {
         match self {
             Self::Attest(error) => error.is_retryable(),
             Self::Renew(error) => error.is_retryable(),
-            Self::Data(_) | Self::Key(_) | Self::Svid(_) | Self::Foreign(_) | Self::Tls(_) | Self::ClockDisagrees => {
+            Self::Data(_) | Self::Key(_) | Self::Svid(_) | Self::Foreign(_) | Self::ClockDisagrees | Self::Tls(_) => {
                 true
             }
             Self::Denied { .. }
@@ -104,6 +109,10 @@ impl AgentSvid {
             let half = not_after.duration_since(not_before).unwrap_or_default() / 2;
             (drawn, soonest) = (drawn.min(not_before + half), now);
         }
+        if not_before > now {
+            // Of a clock that was ahead. The right one may be this clock or the one of before: the server knows.
+            drawn = soonest;
+        }
         let tainted = bundle
             .zip(self.authority_key_id.as_ref())
             .is_some_and(|(bundle, key_id)| taint::authorities(bundle).contains(key_id));
@@ -145,25 +154,14 @@ struct Inner {
     prover: Arc<dyn NodeProver>,
     clock: Clock,
     entropy: Entropy,
-    data: Mutex<AgentData>,
+    data: Mutex<Remembered>,
+    unwritten: AtomicBool,
     rotating: Rotating,
     svid: ArcSwapOption<AgentSvid>,
     bundle: ArcSwapOption<Bundle>,
     judging: Mutex<Judging>,
-    unwritten: Mutex<Option<Unwritten>>,
     nudge: Nudge,
     unknown_authority: UnknownAuthority,
-}
-
-/// An SVID that could not be written.
-#[derive(Clone)]
-struct Unwritten {
-    svid: X509Svid,
-    key: Arc<PrivateKey>,
-    reattestable: bool,
-    received_at: SystemTime,
-    /// It is in use all the same.
-    adopted: bool,
 }
 
 #[derive(Default)]
@@ -171,8 +169,14 @@ struct Judging {
     before: Option<Heard>,
     decided: Option<Decision>,
     unknown_authority: u32,
-    /// By the boot clock, which nobody sets.
+    // By the boot clock.
     unknown_since: Option<Duration>,
+}
+
+/// What survives a restart, and what should.
+struct Remembered {
+    disk: AgentData,
+    wanted: AgentData,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -201,12 +205,12 @@ impl Identity {
             prover: parts.prover,
             clock: parts.clock,
             entropy: parts.entropy,
-            data: Mutex::new(data),
+            data: Mutex::new(Remembered { disk: data.clone(), wanted: data }),
+            unwritten: AtomicBool::new(false),
             rotating: Rotating::new(),
             svid: ArcSwapOption::empty(),
             bundle: ArcSwapOption::from(bundle.map(Arc::new)),
             judging: Mutex::new(Judging::default()),
-            unwritten: Mutex::new(None),
             nudge: Nudge::new(),
             unknown_authority: parts.unknown_authority,
         };
@@ -218,7 +222,7 @@ impl Identity {
     fn take_up(&self) {
         let (chain, reattestable) = {
             let data = self.inner.data();
-            (data.svid.clone(), data.reattestable)
+            (data.disk.svid.clone(), data.disk.reattestable)
         };
         if chain.is_empty() {
             return;
@@ -260,6 +264,11 @@ impl Identity {
         self.inner.svid.load_full()
     }
 
+    /// The number of the newest SVID; zero without one.
+    fn newest(&self) -> u64 {
+        Witness::newest_svid(&*self.inner)
+    }
+
     /// The bundle the server is known by.
     pub fn bundle(&self) -> Option<Arc<Bundle>> {
         self.inner.bundle.load_full()
@@ -283,30 +292,35 @@ impl Identity {
             return;
         }
         let authorities: Vec<Bytes> = bundle.x509.iter().map(|authority| authority.der.clone()).collect();
-        if let Err(error) = self.remember(move |data| data.bundle = authorities).await {
-            // In memory it is right to go on: the stored one is used only by the next start.
-            tracing::warn!(error = runtime::telemetry::chain(&error), "Could not store the trust bundle");
-        }
+        // If it cannot be stored it is right to go on in memory: the stored one is used only by the next start.
+        let _ = self.remember(move |data| data.bundle = authorities).await;
         self.inner.bundle.store(Some(Arc::clone(bundle)));
         // It may taint the authority of our own SVID.
         self.inner.nudge.nudge();
     }
 
-    /// Changes what is stored. Runs on a thread that may block.
-    async fn remember(&self, change: impl FnOnce(&mut AgentData) + Send + 'static) -> Result<(), DataError> {
+    /// Changes what should be stored, and stores it on a thread that may block. What cannot be stored is told, stays
+    /// wanted, and is tried again by [`Identity::keep`].
+    async fn remember(&self, change: impl FnOnce(&mut AgentData) + Send + 'static) -> Result<(), IdentityError> {
         let inner = Arc::clone(&self.inner);
         let write = move || {
-            // Held over the write: what is in memory is what is on disk.
+            // Held over the write, so that an older state never overwrites a newer one.
             let mut data = inner.data();
-            let mut next = data.clone();
-            change(&mut next);
-            if next != *data {
-                inner.file.store(&next)?;
-                *data = next;
+            change(&mut data.wanted);
+            if !data.wanted.svid.is_empty() {
+                // An SVID without its key is of no use to the next start.
+                inner.keys.save().map_err(IdentityError::Key)?;
+            }
+            if data.wanted != data.disk || !inner.file.exists() {
+                inner.file.store(&data.wanted).map_err(IdentityError::Data)?;
+                data.disk = data.wanted.clone();
             }
             Ok(())
         };
-        tokio::task::spawn_blocking(write).await.map_err(|_| DataError::Interrupted)?
+        let interrupted = |_| Err(IdentityError::Data(DataError::Interrupted));
+        let written = tokio::task::spawn_blocking(write).await.unwrap_or_else(interrupted);
+        self.inner.told_written(&written);
+        written
     }
 
     /// Uses an SVID from now on.
@@ -329,12 +343,26 @@ impl Identity {
 }
 
 impl Inner {
-    fn data(&self) -> MutexGuard<'_, AgentData> {
+    fn data(&self) -> MutexGuard<'_, Remembered> {
         self.data.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn unwritten(&self) -> MutexGuard<'_, Option<Unwritten>> {
-        self.unwritten.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Tells operators when writing begins to fail, and when it works again.
+    fn told_written(&self, written: &Result<(), IdentityError>) {
+        let before = self.unwritten.swap(written.is_err(), Ordering::SeqCst);
+        metrics::gauge!("agent_svid.unwritten").set(if written.is_err() { 1.0 } else { 0.0 });
+        match written {
+            Err(error) => {
+                metrics::counter!("agent_svid.write.failures").increment(1);
+                tracing::error!(
+                    error = runtime::telemetry::chain(error),
+                    "The agent's identity cannot be written and goes on in memory. A restart may not find it: make the data \
+                     directory writable and look whether its disk is full. Writing is tried again"
+                );
+            }
+            Ok(()) if before => tracing::info!("The agent's identity is written again"),
+            Ok(()) => {}
+        }
     }
 
     fn judging(&self) -> MutexGuard<'_, Judging> {

@@ -1,26 +1,43 @@
 //! Getting the first SVID and each next one.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use runtime::backoff::Backoff;
 use runtime::shutdown::Shutdown;
-use spiffe::renew::{Validity, may_replace, retry_within};
+use spiffe::renew::{Succession, Validity, patience, retry_within, succeed, succeed_stored};
 use spiffe::x509::{PrivateKey, X509Svid};
 
-use super::{AgentData, AgentSvid, Decision, Denial, Identity, IdentityError, UnknownAuthority, Unwritten};
-use crate::keys::{KeyError, certificate_request, new_agent_key};
-use crate::server_link::{AttestError, LinkError, ServerLink};
+use super::next::{Held, Move, Situation, next_move};
+use super::{AgentData, AgentSvid, Decision, Denial, Identity, IdentityError, UnknownAuthority};
+use crate::keys::{KeyError, certificate_request};
+use crate::server_link::{AttestError, ServerLink};
 
 /// How long a failed attempt is waited out.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// How soon after a failed attempt the next one comes when the SVID is about to run out.
 const LEAST_RETRY: Duration = Duration::from_millis(250);
-/// An attempt gets at least this long, however little is left of the SVID.
-const SHORTEST_ATTEMPT: Duration = Duration::from_secs(1);
 /// How long the first attestation is tried before the process gives up, as SPIRE's agent does.
 const FIRST_PATIENCE: Duration = Duration::from_secs(60);
+/// How long one attempt may take when there is no valid SVID that it could outlive.
+const ATTEMPT: Duration = Duration::from_secs(120);
+
+/// An SVID that the server signed, and its key.
+struct Next {
+    svid: X509Svid,
+    key: Arc<PrivateKey>,
+    reattestable: bool,
+    stored: bool,
+}
+
+impl Next {
+    fn held(&self) -> Held {
+        let validity = Validity { not_before: self.svid.not_before, not_after: self.svid.not_after };
+        Held { validity, stored: self.stored }
+    }
+}
 
 impl Identity {
     /// Makes sure that there are an SVID and a bundle: those that were stored, or by attesting. Without a stored
@@ -37,7 +54,7 @@ impl Identity {
                     return if required && !svid.reattestable { Err(IdentityError::CannotRebootstrap) } else { Ok(()) };
                 }
                 (Some(_), None) => self.fetch_first_bundle(link).await,
-                (None, _) => self.attest(link).await,
+                (None, _) => self.attest(link, ATTEMPT).await.map(drop),
             };
             let Err(error) = result else { continue };
             let left = give_up_at.saturating_sub(self.inner.clock.boot());
@@ -75,10 +92,9 @@ impl Identity {
     /// Renews the SVID whenever it is due and reacts to what the server says of it, until `shutdown`. An error is the
     /// end of this identity: the process has to stop.
     pub async fn keep(&self, link: &ServerLink, shutdown: &Shutdown) -> Result<(), IdentityError> {
-        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
-        let mut write_backoff = Backoff::new(RETRY.0, RETRY.1);
-        // Moments of the boot clock, which nobody sets.
-        let (mut retry_at, mut write_at) = (Duration::ZERO, Duration::ZERO);
+        let (mut asking, mut writing) = (Backoff::new(RETRY.0, RETRY.1), Backoff::new(RETRY.0, RETRY.1));
+        let (mut ask_at, mut write_at) = (Duration::ZERO, Duration::ZERO);
+        let mut next: Option<Next> = None;
         let mut reattest: Option<u64> = None;
         let mut replaced_at: Option<Duration> = None;
         while !shutdown.is_requested() {
@@ -95,61 +111,65 @@ impl Identity {
                         self.replaced(&mut replaced_at);
                     }
                     reattest = self.svid().map(|svid| svid.number);
-                    retry_at = Duration::ZERO;
+                    ask_at = Duration::ZERO;
+                    self.withdraw(&mut next);
                 }
                 None => {}
             }
             let Some(current) = self.svid() else {
-                self.attest(link).await?;
+                self.attest(link, ATTEMPT).await?;
                 continue;
             };
             let must_reattest = reattest == Some(current.number);
             let (ahead, now, boot) = (self.inner.clock.ahead(), self.inner.clock.now(), self.inner.clock.boot());
-            let until = |at: SystemTime| at.duration_since(now).unwrap_or_default();
-            let unwritten = self.inner.unwritten().as_ref().map(|unwritten| unwritten.adopted);
-            let waits = unwritten == Some(false) && !must_reattest;
-            let until_next = if must_reattest {
-                Duration::ZERO
-            } else if waits {
-                until(adopt_unwritten_at(current.validity()))
-            } else {
-                until(current.due_at(self.bundle().as_deref(), now)).max(retry_at.saturating_sub(boot))
+            let due_at = if must_reattest { now } else { current.due_at(self.bundle().as_deref(), now) };
+            let move_ = next_move(&Situation {
+                now,
+                boot,
+                current: current.validity(),
+                due_at,
+                held: next.as_ref().map(Next::held),
+                unwritten: self.inner.unwritten.load(Ordering::SeqCst),
+                ask_at,
+                write_at,
+            });
+            let asked = match move_ {
+                Move::Wait { until, lasting } => {
+                    self.wait(until, lasting, ahead, shutdown).await;
+                    if self.inner.clock.was_set_since(ahead) {
+                        // What failed by a wrong clock may go well at once.
+                        asking.reset();
+                        ask_at = Duration::ZERO;
+                    }
+                    continue;
+                }
+                Move::Drop => {
+                    tracing::info!("The clock was set: the agent's next SVID is not valid by it and is asked for anew");
+                    self.withdraw(&mut next);
+                    continue;
+                }
+                Move::Write => {
+                    let _ = self.remember(|_| {}).await;
+                    Ok(next.take())
+                }
+                // Not cut off by shutdown: an answer that the server has committed should reach the disk.
+                Move::Ask => self.ask(link, &current, must_reattest).await,
+                Move::Settle => match next.take() {
+                    Some(next) => self.settle(next).await,
+                    None => Ok(None),
+                },
             };
-            let until_write = unwritten.map(|_| write_at.saturating_sub(boot));
-            let wait = until_write.map_or(until_next, |write| until_next.min(write));
-            if !wait.is_zero() {
-                tokio::select! {
-                    () = self.inner.nudge.nudged() => {}
-                    () = self.inner.clock.sleep(wait) => {}
-                    // What is due, and what is valid, are others now.
-                    () = self.inner.clock.stepped(ahead) => {}
-                    () = shutdown.requested() => {}
-                }
-                continue;
+            if self.inner.unwritten.load(Ordering::SeqCst) {
+                write_at = self.inner.clock.boot() + writing.next(&self.inner.entropy);
+            } else {
+                writing.reset();
             }
-            if until_write.is_some_and(|left| left.is_zero()) {
-                let before = current.number;
-                if self.write_again().await {
-                    write_backoff.reset();
-                } else {
-                    write_at = self.inner.clock.boot() + write_backoff.next(&self.inner.entropy);
-                }
-                if self.svid().is_some_and(|svid| svid.number != before) {
-                    link.renewed();
-                }
-                continue;
-            }
-            if waits {
-                self.adopt_unwritten()?;
-                link.renewed();
-                continue;
-            }
-            // Not cut off by shutdown: an answer that the server has committed should reach the disk.
-            match self.next(link, &current, must_reattest).await {
-                Ok(()) => {
-                    backoff.reset();
-                    retry_at = Duration::ZERO;
-                    if self.svid().is_some_and(|svid| svid.number != current.number) {
+            match asked {
+                Ok(held) => {
+                    next = held;
+                    if self.newest() != current.number {
+                        asking.reset();
+                        ask_at = Duration::ZERO;
                         link.renewed();
                     }
                 }
@@ -157,9 +177,9 @@ impl Identity {
                 Err(error) => {
                     // Counted from here: the attempt itself may have taken long.
                     let now = self.inner.clock.now();
-                    let wait = backoff.next(&self.inner.entropy);
+                    let wait = asking.next(&self.inner.entropy);
                     let wait = retry_within(wait, current.svid.not_after, now, LEAST_RETRY);
-                    retry_at = self.inner.clock.boot() + wait;
+                    ask_at = self.inner.clock.boot() + wait;
                     let left = current.svid.not_after.duration_since(now).unwrap_or_default();
                     tracing::warn!(
                         error = runtime::telemetry::chain(&error),
@@ -190,52 +210,56 @@ impl Identity {
         }
     }
 
-    /// Tries once more to write the SVID that could not be written, and uses it then; whether it is written.
-    async fn write_again(&self) -> bool {
-        let Some(unwritten) = self.inner.unwritten().clone() else { return true };
-        if let Err(error) = self.write(&unwritten).await {
-            tell_unwritten(&error, unwritten.adopted);
-            return false;
-        }
-        tracing::info!(spiffe_id = %unwritten.svid.id, "The agent's SVID is on disk again");
-        *self.inner.unwritten() = None;
-        if !unwritten.adopted {
-            let Unwritten { svid, key, reattestable, received_at, .. } = unwritten;
-            if let Err(error) = self.adopt(svid, key, reattestable, received_at) {
-                tracing::error!(error = runtime::telemetry::chain(&error), "The agent's new SVID cannot be used");
+    /// Waits until the wall clock shows `until`, for `lasting`, for a nudge, or until the clock, which was `ahead`, is set:
+    /// every moment that was read from it has to be looked at again then.
+    async fn wait(&self, until: Option<SystemTime>, lasting: Option<Duration>, ahead: i128, shutdown: &Shutdown) {
+        let clock = &self.inner.clock;
+        let lasted = async {
+            match lasting {
+                Some(lasting) => clock.sleep(lasting).await,
+                None => std::future::pending().await,
             }
-        }
-        true
-    }
-
-    /// Uses the SVID that could not be written: the one before it is almost over.
-    fn adopt_unwritten(&self) -> Result<(), IdentityError> {
-        let unwritten = {
-            let mut unwritten = self.inner.unwritten();
-            let Some(unwritten) = unwritten.as_mut() else { return Ok(()) };
-            unwritten.adopted = true;
-            unwritten.clone()
         };
-        tracing::error!(
-            spiffe_id = %unwritten.svid.id,
-            "The agent's new SVID is used although it could not be written: an agent that is started anew before it can be \
-             has to attest anew. Make the data directory writable"
-        );
-        self.adopt(unwritten.svid, unwritten.key, unwritten.reattestable, unwritten.received_at)
+        tokio::select! {
+            () = self.inner.nudge.nudged_or_at(clock, until) => {}
+            () = lasted => {}
+            () = clock.stepped(ahead) => {}
+            () = shutdown.requested() => {}
+        }
     }
 
-    async fn next(&self, link: &ServerLink, current: &AgentSvid, must_reattest: bool) -> Result<(), IdentityError> {
+    /// Gives up what was signed and is not in use, on disk as well.
+    fn withdraw(&self, next: &mut Option<Next>) {
+        if next.take().is_none() {
+            return;
+        }
+        if let Some(current) = self.svid() {
+            let mut data = self.inner.data();
+            data.wanted.svid = current.svid.chain.clone();
+            data.wanted.reattestable = current.reattestable;
+        }
+    }
+
+    /// Asks for the next SVID. An attempt never outlasts the one that is valid.
+    async fn ask(
+        &self,
+        link: &ServerLink,
+        current: &AgentSvid,
+        must_reattest: bool,
+    ) -> Result<Option<Next>, IdentityError> {
+        let left = patience(current.validity(), self.inner.clock.now());
+        let patience = left.map_or(ATTEMPT, |left| left.min(ATTEMPT));
         if must_reattest || current.reattestable {
-            return self.attest(link).await;
+            return self.attest(link, patience).await;
         }
         if current.svid.not_after > self.inner.clock.now() {
-            return self.renew(link, current).await;
+            return self.renew(link, current, patience).await;
         }
         // Without a valid SVID it cannot be renewed, nor attested for again. But it is this machine's clock that says so,
         // and what workloads hold may still be good: this process ends only when the server says the same, by being
         // there, before and after, for anybody but the holder of this SVID.
         link.bundle_as_nobody().await.map_err(IdentityError::Attest)?;
-        match self.renew(link, current).await {
+        match self.renew(link, current, patience).await {
             Err(IdentityError::Renew(error)) if error.is_without_answer() => {}
             result => return result,
         }
@@ -265,7 +289,7 @@ impl Identity {
             Ok(()) => error,
             Err(problem) => {
                 tracing::error!(error = runtime::telemetry::chain(&error), "The agent's identity is at its end");
-                IdentityError::Data(problem)
+                problem
             }
         }
     }
@@ -277,59 +301,59 @@ impl Identity {
         }
         match self.remember(|data| *data = AgentData::default()).await {
             Ok(()) => IdentityError::Rebootstrap,
-            Err(problem) => IdentityError::Data(problem),
+            Err(problem) => problem,
         }
     }
 
-    async fn attest(&self, link: &ServerLink) -> Result<(), IdentityError> {
+    async fn attest(&self, link: &ServerLink, patience: Duration) -> Result<Option<Next>, IdentityError> {
         let (key, csr) = self.new_key().await?;
-        let attested = self.in_time(link.attest(&*self.inner.prover, csr)).await;
-        let attested = attested.unwrap_or(Err(AttestError::Deadline)).map_err(IdentityError::Attest)?;
+        let attested = link.attest(&*self.inner.prover, csr, patience).await.map_err(IdentityError::Attest)?;
         let bundle = attested.bundle.filter(|bundle| !bundle.x509.is_empty()).map(Arc::new);
-        self.take(attested.chain, key, attested.reattestable).await?;
+        let next = self.offer(attested.chain, key, attested.reattestable).await?;
         if let Some(bundle) = bundle {
             self.adopt_bundle(&bundle).await;
         }
         if let Some(svid) = self.svid() {
             tracing::info!(spiffe_id = %svid.svid.id, reattestable = svid.reattestable, "Node attestation succeeded");
         }
-        Ok(())
+        Ok(next)
     }
 
-    async fn renew(&self, link: &ServerLink, current: &AgentSvid) -> Result<(), IdentityError> {
+    async fn renew(
+        &self,
+        link: &ServerLink,
+        current: &AgentSvid,
+        patience: Duration,
+    ) -> Result<Option<Next>, IdentityError> {
         let (key, csr) = self.new_key().await?;
-        let chain = self.in_time(link.renew(csr)).await;
-        let chain = chain.unwrap_or(Err(LinkError::Deadline)).map_err(IdentityError::Renew)?;
-        self.take(chain, key, current.reattestable).await?;
-        tracing::info!(spiffe_id = %current.svid.id, "Renewed the agent's SVID");
-        Ok(())
+        let chain = link.renew(csr, patience).await.map_err(IdentityError::Renew)?;
+        let next = self.offer(chain, key, current.reattestable).await?;
+        tracing::info!(spiffe_id = %current.svid.id, in_use = next.is_none(), "Renewed the agent's SVID");
+        Ok(next)
     }
 
-    /// Waits for the server no longer than half of what is left of the SVID in use, so that there is time for another
-    /// attempt: perhaps another address answers.
-    async fn in_time<T>(&self, attempt: impl Future<Output = T>) -> Option<T> {
-        let left =
-            self.svid().map(|svid| svid.svid.not_after.duration_since(self.inner.clock.now()).unwrap_or_default());
-        match left.filter(|left| !left.is_zero()) {
-            Some(left) => tokio::time::timeout((left / 2).max(SHORTEST_ATTEMPT), attempt).await.ok(),
-            None => Some(attempt.await),
-        }
-    }
-
-    /// A new key, kept before anybody signs for it if that can be done, and its request.
+    /// A new key, kept before anybody signs for it, and its request. An agent that has an identity goes on with a key that
+    /// cannot be written; one that has none must not spend its proof on that.
     async fn new_key(&self) -> Result<(Arc<PrivateKey>, Bytes), IdentityError> {
-        let (keys, current) = (Arc::clone(&self.inner.keys), self.current_key());
-        let in_use = self.svid().is_some();
-        let make = move || {
-            let key = new_agent_key()?;
-            match keys.keep(&key, current.as_deref()) {
-                Ok(()) => {}
-                // Whoever has an identity goes on with it: the key is written with its SVID, as soon as that can be done.
-                Err(error) if in_use => tell_unwritten(&error, false),
-                Err(error) => return Err(error),
+        let keys = Arc::clone(&self.inner.keys);
+        let svid = self.svid();
+        let goes_on = svid.is_some();
+        let current = match svid {
+            Some(svid) => Some(svid.svid.spki_der.clone()),
+            // What is stored may seem to be over because the clock is wrong: until it has a successor, its key stays.
+            None => {
+                let stored = self.inner.data().disk.svid.clone();
+                X509Svid::from_chain(stored).ok().map(|svid| svid.spki_der)
             }
+        };
+        let make = move || {
+            let key = keys.create(current.as_deref())?;
             let csr = certificate_request(&key, None)?;
-            Ok((key, csr))
+            match keys.save() {
+                Err(error) if !goes_on => Err(error),
+                // Told when the SVID is to be written, which needs the key.
+                _ => Ok((key, csr)),
+            }
         };
         tokio::task::spawn_blocking(make)
             .await
@@ -338,74 +362,39 @@ impl Identity {
             .map_err(IdentityError::Key)
     }
 
-    /// The public half of the key that must not be overwritten: that of the SVID which the next start would use.
-    fn current_key(&self) -> Option<Bytes> {
-        // What is stored may seem to be over because the clock is wrong: until it has a successor, its key stays.
-        let stored = self.inner.data().svid.clone();
-        X509Svid::from_chain(stored).ok().map(|svid| svid.spki_der)
-    }
-
-    /// Checks what the server signed, stores it, then uses it. What cannot be stored waits, as long as the one in use has
-    /// more than a quarter of its life left.
-    async fn take(&self, chain: Vec<Bytes>, key: Arc<PrivateKey>, reattestable: bool) -> Result<(), IdentityError> {
+    /// Checks what the server signed, and uses it if its time has come. Else it is given back.
+    async fn offer(
+        &self,
+        chain: Vec<Bytes>,
+        key: Arc<PrivateKey>,
+        reattestable: bool,
+    ) -> Result<Option<Next>, IdentityError> {
         let svid = X509Svid::from_chain(chain).map_err(IdentityError::Svid)?;
         svid.check_key(&key).map_err(IdentityError::Svid)?;
         let trust_domain = &self.inner.trust_domain;
         if !svid.id.is_member_of(trust_domain) || svid.id.is_server() {
             return Err(IdentityError::Foreign(svid.id));
         }
-        let (held, now) = (self.svid().map(|svid| svid.validity()), self.inner.clock.now());
-        let validity = Validity { not_before: svid.not_before, not_after: svid.not_after };
-        if !may_replace(held, validity, now) {
-            return Err(IdentityError::ClockDisagrees);
-        }
-        let mut taken = Unwritten { svid, key, reattestable, received_at: now, adopted: false };
-        if let Err(error) = self.write(&taken).await {
-            let Some(held) = held else { return Err(error) };
-            taken.adopted = now >= adopt_unwritten_at(held);
-            tell_unwritten(&error, taken.adopted);
-            let adopted = taken.adopted;
-            *self.inner.unwritten() = Some(taken.clone());
-            if !adopted {
-                return Ok(());
-            }
-        } else {
-            *self.inner.unwritten() = None;
-        }
-        self.adopt(taken.svid, taken.key, taken.reattestable, taken.received_at)
+        self.settle(Next { svid, key, reattestable, stored: false }).await
     }
 
-    /// Writes an SVID and its key.
-    async fn write(&self, new: &Unwritten) -> Result<(), IdentityError> {
-        let (keys, key, current) = (Arc::clone(&self.inner.keys), Arc::clone(&new.key), self.current_key());
-        let keep = move || match keys.find(key.public_key().spki_der()) {
-            Some(_) => Ok(()),
-            None => keys.keep(&key, current.as_deref()),
-        };
-        let kept = tokio::task::spawn_blocking(keep).await.map_err(|_| KeyError::Interrupted).and_then(|kept| kept);
-        kept.map_err(IdentityError::Key)?;
-        let (stored, reattestable) = (new.svid.chain.clone(), new.reattestable);
-        self.remember(move |data| {
-            data.svid = stored;
-            data.reattestable = reattestable;
-        })
-        .await
-        .map_err(IdentityError::Data)
+    /// Stores what is good enough to take the place of the SVID in use, then uses it.
+    async fn settle(&self, mut next: Next) -> Result<Option<Next>, IdentityError> {
+        let current = self.svid().map(|svid| svid.validity());
+        let (validity, now) = (next.held().validity, self.inner.clock.now());
+        if succeed(current, validity, now) == Succession::Now {
+            let (stored, reattestable) = (next.svid.chain.clone(), next.reattestable);
+            let written = self.remember(move |data| {
+                data.svid = stored;
+                data.reattestable = reattestable;
+            });
+            next.stored = written.await.is_ok();
+        }
+        let now = self.inner.clock.now();
+        match succeed_stored(current, validity, next.stored, now) {
+            Succession::Now => self.adopt(next.svid, next.key, next.reattestable, now).map(|()| None),
+            Succession::At(_) => Ok(Some(next)),
+            Succession::Never => Err(IdentityError::ClockDisagrees),
+        }
     }
-}
-
-/// From when on an SVID that could not be written is used: in the last quarter of the life of the one before, so that an
-/// agent that is started anew sooner finds one on disk that the server still takes.
-fn adopt_unwritten_at(held: Validity) -> SystemTime {
-    let life = held.not_after.duration_since(held.not_before).unwrap_or_default();
-    held.not_after.checked_sub(life / 4).unwrap_or(held.not_after)
-}
-
-fn tell_unwritten(error: &dyn std::error::Error, adopted: bool) {
-    metrics::counter!("agent_svid.write.failures").increment(1);
-    tracing::error!(
-        error = runtime::telemetry::chain(error),
-        in_use = adopted,
-        "The agent's new SVID cannot be written; it is kept in memory and tried again. Make the data directory writable"
-    );
 }

@@ -1,7 +1,6 @@
 //! Keys in `keys.json`, in SPIRE's format: `{"keys": {"<id>": "<base64 of PKCS#8 DER>"}}`.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -9,7 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use runtime::keyfile;
 use serde::{Deserialize, Serialize};
-use spiffe::x509::PrivateKey;
+use spiffe::x509::{KeyType, PrivateKey};
 use zeroize::{Zeroize as _, Zeroizing};
 
 use super::{AgentKeys, KeyError, Place, place_beside};
@@ -19,9 +18,15 @@ const FILE: &str = "keys.json";
 /// Keys in a file that only this user can read.
 pub struct DiskKeys {
     path: PathBuf,
-    // Under their names: keys that are not ours are kept in the file as they are.
-    keys: Mutex<BTreeMap<String, Arc<PrivateKey>>>,
+    held: Mutex<Held>,
     _lock: Option<keyfile::Lock>,
+}
+
+struct Held {
+    // Under their names: keys that are not ours are kept in the file as they are.
+    keys: BTreeMap<String, Arc<PrivateKey>>,
+    // Whether the file was written since the last change.
+    saved: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -54,11 +59,7 @@ impl DiskKeys {
     }
 
     fn prepared(directory: &Path) -> Result<PathBuf, KeyError> {
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(directory)
-            .map_err(|source| KeyError::Directory { directory: directory.to_owned(), source })?;
+        make_directory(directory)?;
         Ok(directory.join(FILE))
     }
 
@@ -71,59 +72,65 @@ impl DiskKeys {
                 keys.insert(id.clone(), Arc::new(PrivateKey::from_pkcs8(pkcs8).map_err(KeyError::Key)?));
             }
         }
-        Ok(Self { path, keys: Mutex::new(keys), _lock: lock })
+        Ok(Self { path, held: Mutex::new(Held { keys, saved: true }), _lock: lock })
     }
 
-    fn keys(&self) -> MutexGuard<'_, BTreeMap<String, Arc<PrivateKey>>> {
-        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl AgentKeys for DiskKeys {
     fn find(&self, spki_der: &[u8]) -> Option<Arc<PrivateKey>> {
-        self.keys().values().find(|key| key.public_key().spki_der() == spki_der).cloned()
+        self.held().keys.values().find(|key| key.public_key().spki_der() == spki_der).cloned()
     }
 
-    fn keep(&self, key: &Arc<PrivateKey>, current: Option<&[u8]>) -> Result<(), KeyError> {
-        if let Some(directory) = self.path.parent() {
-            // It may have been removed since the start; everything that was in it is in memory.
-            Self::prepared(directory)?;
+    fn create(&self, current: Option<&[u8]>) -> Result<Arc<PrivateKey>, KeyError> {
+        let key = Arc::new(PrivateKey::generate(KeyType::EcP256).map_err(KeyError::Generate)?);
+        let mut held = self.held();
+        let taken = [Place::A, Place::B].into_iter().find(|place| {
+            held.keys.get(place.key_id()).is_some_and(|key| Some(&**key.public_key().spki_der()) == current)
+        });
+        held.keys.insert(place_beside(taken).key_id().to_owned(), Arc::clone(&key));
+        held.saved = false;
+        Ok(key)
+    }
+
+    fn save(&self) -> Result<(), KeyError> {
+        // Held over the write, so that an older state never overwrites a newer one.
+        let mut held = self.held();
+        // Somebody may have removed the file, or the whole directory.
+        if held.saved && self.path.try_exists().unwrap_or(false) {
+            return Ok(());
         }
-        // Held over the write: what is in memory is what is on disk.
-        let mut keys = self.keys();
-        let taken = [Place::A, Place::B]
-            .into_iter()
-            .find(|place| keys.get(place.key_id()).is_some_and(|key| Some(&**key.public_key().spki_der()) == current));
-        let mut next = keys.clone();
-        next.insert(place_beside(taken).key_id().to_owned(), Arc::clone(key));
-        let document =
-            Document { keys: next.iter().map(|(id, key)| (id.clone(), STANDARD.encode(key.expose_pkcs8()))).collect() };
+        let encoded = held.keys.iter().map(|(id, key)| (id.clone(), STANDARD.encode(key.expose_pkcs8())));
+        let document = Document { keys: encoded.collect() };
         let text = Zeroizing::new(serde_json::to_vec_pretty(&document).map_err(KeyError::Format)?);
+        if let Some(directory) = self.path.parent() {
+            make_directory(directory)?;
+        }
         keyfile::write(&self.path, &text).map_err(KeyError::File)?;
-        *keys = next;
+        held.saved = true;
         Ok(())
     }
+}
+
+fn make_directory(directory: &Path) -> Result<(), KeyError> {
+    keyfile::make_directory(directory).map_err(|source| KeyError::Directory { directory: directory.to_owned(), source })
 }
 
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
-    use spiffe::x509::KeyType;
-
-    use super::super::new_agent_key;
     use super::*;
-
-    fn create(keys: &DiskKeys) -> Result<Arc<PrivateKey>, KeyError> {
-        let key = new_agent_key()?;
-        keys.keep(&key, None).map(|()| key)
-    }
 
     #[test]
     fn keys_outlive_the_process_and_are_private() {
         let dir = tempfile::tempdir().unwrap();
         let keys = DiskKeys::open(dir.path()).unwrap();
-        let spki = create(&keys).unwrap().public_key().spki_der().clone();
+        let spki = keys.create(None).unwrap().public_key().spki_der().clone();
+        keys.save().unwrap();
         drop(keys);
         assert!(DiskKeys::open(dir.path()).unwrap().find(&spki).is_some());
         let file = dir.path().join("keys.json");
@@ -154,11 +161,36 @@ mod tests {
         let text = serde_json::json!({"keys": {"other": STANDARD.encode(other.expose_pkcs8())}}).to_string();
         keyfile::write(&dir.path().join("keys.json"), text.as_bytes()).unwrap();
         let keys = DiskKeys::open(dir.path()).unwrap();
-        create(&keys).unwrap();
+        keys.create(None).unwrap();
+        keys.save().unwrap();
         drop(keys);
         let keys = DiskKeys::open(dir.path()).unwrap();
         assert!(keys.find(other.public_key().spki_der()).is_some());
-        assert_eq!(keys.keys().len(), 2);
+        assert_eq!(keys.held().keys.len(), 2);
+    }
+
+    #[test]
+    fn a_directory_that_was_removed_is_made_anew_with_every_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("data");
+        let keys = DiskKeys::open(&path).unwrap();
+        let first = keys.create(None).unwrap().public_key().spki_der().clone();
+        keys.save().unwrap();
+        std::fs::remove_dir_all(&path).unwrap();
+        // Something else lies where the directory was.
+        std::fs::write(&path, b"").unwrap();
+        let second = keys.create(Some(&first)).unwrap().public_key().spki_der().clone();
+        assert!(matches!(keys.save(), Err(KeyError::Directory { .. })));
+        assert!(keys.find(&first).is_some() && keys.find(&second).is_some());
+        std::fs::remove_file(&path).unwrap();
+        keys.save().unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
+        drop(keys);
+        let keys = DiskKeys::open(&path).unwrap();
+        assert!(keys.find(&first).is_some() && keys.find(&second).is_some());
+        std::fs::remove_file(path.join("keys.json")).unwrap();
+        keys.save().unwrap();
+        assert!(path.join("keys.json").exists());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use spiffe::x509::PrivateKey;
+use spiffe::x509::{KeyType, PrivateKey};
 
 use super::{AgentKeys, KeyError, Place, place_beside};
 
@@ -24,11 +24,16 @@ impl AgentKeys for MemoryKeys {
         self.keys().values().find(|key| key.public_key().spki_der() == spki_der).cloned()
     }
 
-    fn keep(&self, key: &Arc<PrivateKey>, current: Option<&[u8]>) -> Result<(), KeyError> {
+    fn create(&self, current: Option<&[u8]>) -> Result<Arc<PrivateKey>, KeyError> {
+        let key = Arc::new(PrivateKey::generate(KeyType::EcP256).map_err(KeyError::Generate)?);
         let mut keys = self.keys();
         let taken = current
             .and_then(|spki| keys.iter().find(|(_, key)| key.public_key().spki_der() == spki).map(|(place, _)| *place));
-        keys.insert(place_beside(taken), Arc::clone(key));
+        keys.insert(place_beside(taken), Arc::clone(&key));
+        Ok(key)
+    }
+
+    fn save(&self) -> Result<(), KeyError> {
         Ok(())
     }
 }

@@ -78,20 +78,16 @@ pub trait AgentKeys: Send + Sync {
     /// The key with this public half (SubjectPublicKeyInfo, DER), if it is kept.
     fn find(&self, spki_der: &[u8]) -> Option<Arc<PrivateKey>>;
 
-    /// Keeps `key` in the place that the key with the public half `current` does not have. When this returns, the key
-    /// outlives the process as far as the store can promise that.
+    /// Makes an EC P-256 key and keeps it, in memory for now, in the place that the key with the public half `current` does
+    /// not have.
+    fn create(&self, current: Option<&[u8]>) -> Result<Arc<PrivateKey>, KeyError>;
+
+    /// Writes what is in memory only. When this returns, the keys outlive the process as far as the store can promise
+    /// that.
     ///
     /// # Errors
-    /// If it cannot be kept; what was kept before still is.
-    fn keep(&self, key: &Arc<PrivateKey>, current: Option<&[u8]>) -> Result<(), KeyError>;
-}
-
-/// A new key for the agent's own SVID: EC P-256.
-///
-/// # Errors
-/// If the provider makes none.
-pub fn new_agent_key() -> Result<Arc<PrivateKey>, KeyError> {
-    Ok(Arc::new(PrivateKey::generate(KeyType::EcP256).map_err(KeyError::Generate)?))
+    /// If they could not be written; they are usable all the same.
+    fn save(&self) -> Result<(), KeyError>;
 }
 
 /// Which place a new key gets.
@@ -132,20 +128,14 @@ mod tests {
 
     /// What every store promises.
     fn store_keeps_two_keys_in_turn(keys: &dyn AgentKeys) {
-        let create = |current: Option<&[u8]>| {
-            let key = new_agent_key()?;
-            keys.keep(&key, current).map(|()| key)
-        };
-        let first = create(None).unwrap();
+        let first = keys.create(None).unwrap();
         let first_spki = first.public_key().spki_der().clone();
-        let second = create(Some(&first_spki)).unwrap();
+        let second = keys.create(Some(&first_spki)).unwrap();
         let second_spki = second.public_key().spki_der().clone();
         assert_ne!(first_spki, second_spki);
         assert!(keys.find(&first_spki).is_some() && keys.find(&second_spki).is_some());
         // A renewal that was not finished is replaced; what is in use is not.
-        let third = create(Some(&first_spki)).unwrap();
-        // Once more changes nothing.
-        keys.keep(&third, Some(&first_spki)).unwrap();
+        let third = keys.create(Some(&first_spki)).unwrap();
         assert!(keys.find(&first_spki).is_some());
         assert!(keys.find(&second_spki).is_none());
         assert!(keys.find(third.public_key().spki_der()).is_some());

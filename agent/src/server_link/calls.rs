@@ -1,5 +1,7 @@
 //! The calls that an agent makes, each as a function on values.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use spiffe::bundle::Bundle;
@@ -76,14 +78,25 @@ fn status(status: Status) -> AttestError {
 }
 
 impl ServerLink {
-    /// Attests this node over a connection of its own and fetches the trust bundle over the same one.
-    pub async fn attest(&self, prover: &dyn NodeProver, csr: Bytes) -> Result<Attested, AttestError> {
-        let payload = prover.payload().await.map_err(AttestError::Prove)?;
-        let channel = self.dial_as_nobody().await.map_err(AttestError::Dial)?;
-        let mut attested = tokio::time::timeout(CALL_DEADLINE, attest(channel.clone(), prover, payload, csr))
-            .await
-            .map_err(|_| AttestError::Deadline)??;
-        match bundle_over(channel).await {
+    /// Attests this node over a connection of its own, within `patience`, and fetches the trust bundle over the same one.
+    pub async fn attest(
+        &self,
+        prover: &dyn NodeProver,
+        csr: Bytes,
+        patience: Duration,
+    ) -> Result<Attested, AttestError> {
+        let attempt = async {
+            let payload = prover.payload().await.map_err(AttestError::Prove)?;
+            let channel = self.dial_as_nobody().await.map_err(AttestError::Dial)?;
+            let attested = tokio::time::timeout(CALL_DEADLINE, attest(channel.clone(), prover, payload, csr))
+                .await
+                .map_err(|_| AttestError::Deadline)??;
+            Ok((channel, attested))
+        };
+        let (channel, mut attested) =
+            tokio::time::timeout(patience, attempt).await.map_err(|_| AttestError::Deadline)??;
+        let bundle = tokio::time::timeout(patience, bundle_over(channel)).await;
+        match bundle.unwrap_or(Err(AttestError::Deadline)) {
             Ok(bundle) => attested.bundle = Some(bundle),
             // The identity is there, and a token may be used up: without the newest bundle is better than without both.
             Err(error) => {
@@ -101,14 +114,18 @@ impl ServerLink {
         bundle_over(self.dial_as_nobody().await.map_err(AttestError::Dial)?).await
     }
 
-    /// Asks for a successor of the agent's SVID: DER certificates, leaf first.
-    pub async fn renew(&self, csr: Bytes) -> Result<Vec<Bytes>, LinkError> {
-        let response = self
-            .call(|channel| {
-                let params = Some(AgentX509svidParams { csr: csr.clone() });
-                async move { AgentClient::new(channel).renew_agent(RenewAgentRequest { params }).await }
-            })
-            .await?;
+    /// Asks for a successor of the agent's SVID, for as long as `patience` says: DER certificates, leaf first.
+    pub async fn renew(&self, csr: Bytes, patience: Duration) -> Result<Vec<Bytes>, LinkError> {
+        let call = self.call(|channel| {
+            let params = Some(AgentX509svidParams { csr: csr.clone() });
+            async move { AgentClient::new(channel).renew_agent(RenewAgentRequest { params }).await }
+        });
+        let Ok(response) = tokio::time::timeout(patience, call).await else {
+            // The next attempt is not to wait for the same one.
+            self.release(self.connection());
+            return Err(LinkError::Deadline);
+        };
+        let response = response?;
         Ok(response.svid.map(|svid| svid.cert_chain).unwrap_or_default())
     }
 

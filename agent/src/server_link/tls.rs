@@ -289,7 +289,7 @@ mod tests {
         let renew = async || {
             let trust = Arc::clone(&trust) as Arc<dyn Trust>;
             let dial = TlsDial::new(("127.0.0.1".into(), port), trust_domain(), &own, trust, false).unwrap();
-            ServerLink::new(Arc::new(dial), Arc::new(Unwatched)).renew(bytes::Bytes::new()).await.unwrap_err()
+            ServerLink::new(Arc::new(dial), Arc::new(Unwatched)).renew(bytes::Bytes::new(), HOUR).await.unwrap_err()
         };
         // This server has no such service, and says so to somebody without a certificate.
         let answered = renew().await;

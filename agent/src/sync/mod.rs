@@ -86,10 +86,12 @@ impl Sync {
         }
     }
 
-    /// Waits, but no longer than until the agent has a new SVID.
+    /// Waits, but no longer than until the agent has a new SVID, or until the clock is set: by a wrong one nobody could be
+    /// believed.
     async fn wait(&self, wait: Duration, renewals: &mut watch::Receiver<u64>, shutdown: &Shutdown) {
         tokio::select! {
-            () = tokio::time::sleep(wait) => {}
+            () = self.clock.sleep(wait) => {}
+            () = self.clock.stepped(self.clock.ahead()) => {}
             _ = renewals.changed() => {}
             () = shutdown.requested() => {}
         }

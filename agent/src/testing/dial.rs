@@ -198,8 +198,12 @@ impl Dial for FakeDial {
         self.fake.state().connections += 1;
         // A wire in the middle, so that it can be cut.
         let ((near, mut left), (mut right, far)) = (tokio::io::duplex(1 << 16), tokio::io::duplex(1 << 16));
+        let mut hung = self.fake.hung.subscribe();
         let wire = tokio::spawn(async move {
-            let _ = tokio::io::copy_bidirectional(&mut left, &mut right).await;
+            tokio::select! {
+                _ = tokio::io::copy_bidirectional(&mut left, &mut right) => {}
+                Ok(()) = hung.changed() => std::future::pending().await,
+            }
         });
         self.fake.running.lock().unwrap().push(wire);
         let fake = Arc::clone(&self.fake);

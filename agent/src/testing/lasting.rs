@@ -96,3 +96,26 @@ async fn an_item_that_was_refused_is_asked_for_again_before_its_svid_ends() {
         .await;
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_hangs_does_not_outlast_the_svid() {
+    for reattestable in [false, true] {
+        let world = World::new();
+        world.fake.change(|state| {
+            state.agent_ttl = 20 * SECOND;
+            state.reattestable = reattestable;
+        });
+        let agent = world.start().await;
+        agent.cache.first_sync().await;
+        for _ in 0..5 {
+            let serial = agent.agent_serial();
+            world.fake.hang_connections();
+            let end = agent.identity.svid().unwrap().svid.not_after;
+            while agent.agent_serial() == serial {
+                tokio::time::sleep(SECOND / 10).await;
+                assert!(agent.clock.now() < end && !agent.keeper.is_finished(), "waited until the end");
+            }
+        }
+        agent.stop().await;
+    }
+}

@@ -68,6 +68,8 @@ pub(crate) struct Fake {
     state: Mutex<State>,
     changed: watch::Sender<u64>,
     pub(super) running: Mutex<Vec<JoinHandle<()>>>,
+    /// Counts how often all connections of the moment were made to hang.
+    pub(super) hung: watch::Sender<u64>,
 }
 
 impl Fake {
@@ -108,6 +110,7 @@ impl Fake {
             state: Mutex::new(state),
             changed: watch::Sender::new(1),
             running: Mutex::default(),
+            hung: watch::Sender::new(0),
         })
     }
 
@@ -147,6 +150,11 @@ impl Fake {
         for task in self.running.lock().unwrap().drain(..) {
             task.abort();
         }
+    }
+
+    /// Connections carry nothing any more, in either direction, and nobody is told; new ones work.
+    pub(crate) fn hang_connections(&self) {
+        self.hung.send_modify(|times| *times += 1);
     }
 
     pub(crate) fn come_back(&self) {

@@ -1,7 +1,10 @@
 //! An agent whose disk fails it.
 
-use super::World;
+use std::sync::Arc;
+
 use super::clocks::{HOUR, MINUTE, keeps_its_identity};
+use super::{Authority, World};
+use crate::identity::DataFile;
 
 /// Puts a file where the agent's directory was, so that nothing can be written there, and gives back what undoes that.
 fn unwritable(world: &World) -> impl FnOnce() + use<> {
@@ -70,5 +73,25 @@ async fn a_directory_that_was_removed_is_made_anew() {
     agent.kill();
     let agent = world.start().await;
     assert_eq!((agent.agent_serial(), world.fake.count(|state| state.attestations)), (second, 1));
+    agent.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bundle_that_could_not_be_written_is_written_once_that_can_be_done() {
+    let world = World::new();
+    let agent = world.start().await;
+    agent.cache.first_sync().await;
+    let stored = || DataFile::open(world.dir.path()).unwrap().load().unwrap().bundle;
+    assert_eq!(stored().len(), 0);
+    let put_right = unwritable(&world);
+    let mut bundle = (*agent.identity.bundle().unwrap()).clone();
+    let other = Authority::new(&bundle.trust_domain, world.clock.now()).bundle(2, false);
+    bundle.x509.extend(other.x509);
+    agent.identity.adopt_bundle(&Arc::new(bundle)).await;
+    tokio::time::sleep(MINUTE).await;
+    put_right();
+    assert_eq!(stored().len(), 0);
+    tokio::time::sleep(MINUTE).await;
+    assert_eq!(stored().len(), 2);
     agent.stop().await;
 }

@@ -33,6 +33,7 @@ const DECISIONS: &[(&str, &[&str])] = &[
     ("signet_server", &["feed", "session"]),
     ("signet_agent", &["sync", "plan"]),
     ("signet_agent", &["cache", "issue"]),
+    ("signet_agent", &["identity", "next"]),
 ];
 
 /// What a decision may not see.

@@ -12,8 +12,12 @@ fn candidate(entry: &str, demand: Demand, held: Option<Held>) -> Candidate {
     Candidate { entry: entry.into(), held, demand, last_used: 0, signing: false, retry_at: None }
 }
 
+fn until(seconds: u64) -> Validity {
+    Validity { not_before: at(0), not_after: at(seconds) }
+}
+
 fn held(renew_at: u64, not_after: u64) -> Option<Held> {
-    Some(Held { renew_at: at(renew_at), not_after: at(not_after), outdated: false })
+    Some(Held { renew_at: at(renew_at), validity: until(not_after), outdated: false })
 }
 
 fn names(ids: &[EntryId]) -> Vec<&str> {
@@ -60,16 +64,42 @@ fn subscribers_exceed_the_limit_and_the_least_used_goes() {
 }
 
 #[test]
-fn expired_is_forgotten_and_signed_anew() {
+fn expired_is_told_and_signed_anew() {
     let all = [candidate("a", Demand::Subscribed, held(5, 10))];
     let plan = plan(&all, 10, at(10));
-    assert_eq!((names(&plan.forget), names(&plan.sign)), (vec!["a"], vec!["a"]));
+    assert_eq!((names(&plan.over), names(&plan.sign)), (vec!["a"], vec!["a"]));
+    assert!(plan.forget.is_empty());
     assert_eq!(plan.wake, None);
 }
 
 #[test]
+fn what_begins_tomorrow_is_asked_for_anew_and_what_begins_soon_is_not() {
+    let held = |from: u64| Held {
+        renew_at: at(90_000),
+        validity: Validity { not_before: at(from), not_after: at(99_000) },
+        outdated: false,
+    };
+    let signs = |from| names(&plan(&[candidate("a", Demand::Prefetch, Some(held(from)))], 10, at(10)).sign).len();
+    assert_eq!([610, 611, 86_410].map(signs), [0, 1, 1]);
+}
+
+#[test]
+fn nothing_is_taken_that_is_over_or_begins_tomorrow() {
+    let from_to = |from, until| Validity { not_before: at(from), not_after: at(until) };
+    for held in [None, Some(until(1)), Some(until(100))] {
+        for signed in [from_to(0, 10), from_to(611, 4000), from_to(86_410, 90_000)] {
+            assert_eq!(take(held, signed, at(10)), Succession::Never);
+        }
+        assert_eq!(take(held, from_to(10, 4000), at(10)), Succession::Now);
+    }
+    // What begins soon is better than nothing, and not better than what is good.
+    assert_eq!(take(None, from_to(40, 4000), at(10)), Succession::Now);
+    assert_eq!(take(Some(until(100)), from_to(40, 4000), at(10)), Succession::At(at(40)));
+}
+
+#[test]
 fn an_outdated_revision_is_signed_at_once() {
-    let outdated = Held { renew_at: at(50), not_after: at(100), outdated: true };
+    let outdated = Held { renew_at: at(50), validity: until(100), outdated: true };
     let all = [candidate("a", Demand::Subscribed, Some(outdated))];
     assert_eq!(names(&plan(&all, 10, at(0)).sign), ["a"]);
 }
@@ -124,7 +154,7 @@ fn renewal_honours_the_availability_target() {
 
 prop_compose! {
     fn arbitrary_held()(renew in 0u64..100, life in 0u64..100, outdated in any::<bool>()) -> Held {
-        Held { renew_at: at(renew), not_after: at(renew + life), outdated }
+        Held { renew_at: at(renew), validity: until(renew + life), outdated }
     }
 }
 
@@ -159,17 +189,19 @@ proptest! {
         let plan = plan(&all, limit, now);
         let sign: BTreeSet<_> = plan.sign.iter().cloned().collect();
         let forget: BTreeSet<_> = plan.forget.iter().cloned().collect();
+        let over: BTreeSet<_> = plan.over.iter().cloned().collect();
         prop_assert_eq!(sign.len(), plan.sign.len());
         prop_assert_eq!(forget.len(), plan.forget.len());
         let mut subscribed = 0;
         let mut holding = 0;
         for candidate in &all {
-            let live = candidate.held.filter(|held| held.not_after > now);
+            let live = candidate.held.filter(|held| held.validity.not_after > now);
             let waits = candidate.signing || candidate.retry_at.is_some_and(|retry_at| retry_at > now);
             let signs = sign.contains(&candidate.entry);
             let forgets = forget.contains(&candidate.entry);
-            // Nothing expired stays, and nothing is signed twice at once or against a wait.
-            prop_assert!(live.is_some() || candidate.held.is_none() || forgets);
+            // Exactly what has expired is over, and nothing is signed twice at once or against a wait.
+            prop_assert_eq!(over.contains(&candidate.entry), candidate.held.is_some() && live.is_none());
+            prop_assert!(!forgets || live.is_some());
             prop_assert!(!(signs && waits));
             // Nothing that is good is replaced.
             if let Some(held) = live && !held.outdated && held.renew_at > now {
