@@ -12,6 +12,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::{HeaderMap, Request, Response};
+use spiffe_proto::types::permission_denied_details::Reason as Denial;
 use tokio::time::Instant;
 use tonic::body::Body;
 use tonic::server::NamedService;
@@ -125,6 +126,7 @@ where
     let ending = request.extensions().get::<Ending>().cloned().unwrap_or_default();
     let caller = request.extensions().get::<Peer>().map(|peer| Caller::of(peer, ending));
     let timeout = timeout(request.headers());
+    let mut cause = None;
     let (response, admission) = match admit(core, index, caller.as_ref(), timeout, began).await {
         Ok(admission) => {
             request.extensions_mut().insert(admission.clone());
@@ -143,12 +145,15 @@ where
             };
             (response, Some(admission))
         }
-        Err(failure) => (Status::from(failure).into_http(), None),
+        Err(failure) => {
+            cause = failure.denial();
+            (Status::from(failure).into_http(), None)
+        }
     };
     let status = Status::from_header_map(response.headers());
     core.meters.count(index, status.as_ref().map_or(Code::Ok, Status::code), began.elapsed());
     if let Some(status) = status.filter(|status| status.code() != Code::Ok) {
-        tell(core, index, caller.as_ref(), admission.as_ref(), &status);
+        tell(core, index, caller.as_ref(), admission.as_ref(), &status, cause);
     }
     response
 }
@@ -179,7 +184,17 @@ async fn admit(
 }
 
 /// Writes of a call that failed: to the log, and to the audit.
-fn tell(core: &Core, index: usize, caller: Option<&Caller>, admission: Option<&Admission>, status: &Status) {
+///
+/// `cause` is what an agent was told of itself. Lines of a caller that keeps coming are limited, audit lines of refused calls
+/// with them.
+fn tell(
+    core: &Core,
+    index: usize,
+    caller: Option<&Caller>,
+    admission: Option<&Admission>,
+    status: &Status,
+    cause: Option<Denial>,
+) {
     let path = permission::METHODS.get(index).map_or("", |method| method.path);
     let (code, reason) = (status.code(), status.message());
     let address = caller.and_then(|caller| caller.address).map(tracing::field::display);
@@ -187,7 +202,12 @@ fn tell(core: &Core, index: usize, caller: Option<&Caller>, admission: Option<&A
     let allowed = |kind| core.log.allow(kind, &caller.map_or_else(String::new, Caller::party));
     match code {
         Code::PermissionDenied if allowed("Call refused") => {
-            tracing::warn!(method = path, caller_addr = address, caller_id = id, reason, "Call refused");
+            let cause = cause.map(cause_of);
+            tracing::warn!(method = path, caller_addr = address, caller_id = id, reason, cause, "Call refused");
+            if let (None, Some(caller)) = (admission, caller) {
+                let text = cause.map_or_else(|| reason.to_owned(), |cause| format!("{reason}: {cause}"));
+                core.audit.record(&Refused { caller, path }, Outcome::Failed { code, text: &text }, Fields::default);
+            }
         }
         Code::Internal | Code::Unavailable | Code::ResourceExhausted if allowed("Call failed") => {
             tracing::error!(method = path, code = ?code, caller_addr = address, caller_id = id, reason, "Call failed");
@@ -196,6 +216,37 @@ fn tell(core: &Core, index: usize, caller: Option<&Caller>, admission: Option<&A
     }
     if let Some(admission) = admission {
         core.audit.record(admission, Outcome::Failed { code, text: reason }, Fields::default);
+    }
+}
+
+/// A caller that was not let in.
+struct Refused<'a> {
+    caller: &'a Caller,
+    path: &'static str,
+}
+
+impl Acting for Refused<'_> {
+    fn actor(&self) -> Actor<'_> {
+        let process = match &self.caller.kind {
+            CallerKind::Local(process) => {
+                Some(Process { uid: process.uid, gid: process.gid, pid: process.pid, path: None })
+            }
+            CallerKind::Anonymous | CallerKind::X509 { .. } => None,
+        };
+        let (address, id) = (self.caller.address, self.caller.id());
+        Actor { method: self.path, request_id: None, address, id, process }
+    }
+}
+
+/// Why an agent may not act, for people.
+fn cause_of(denial: Denial) -> &'static str {
+    match denial {
+        Denial::AgentExpired => "the agent's SVID has expired",
+        Denial::AgentNotAttested => "agent is not attested",
+        Denial::AgentNotActive => "serial is not the active one",
+        Denial::AgentBanned => "agent is banned",
+        Denial::AgentMustReattest => "agent must attest anew",
+        Denial::Unknown => "unknown",
     }
 }
 

@@ -180,6 +180,14 @@ impl Failure {
         Self::new(class, operation).because(error)
     }
 
+    /// Why an agent may not act, if that is what it is.
+    pub fn denial(&self) -> Option<Reason> {
+        match self.class {
+            Class::Denied(reason) => reason,
+            _ => None,
+        }
+    }
+
     /// What kind of failure it is.
     pub fn class(&self) -> Class {
         self.class

@@ -25,6 +25,7 @@ pub(super) async fn run(core: Arc<Core>, agents: Option<PruneAttestedNodes>, ent
     let agents = agents.map_or(Agents::Keep, |prune| Agents::RemoveAfter {
         ended: prune.expired_for,
         even_if_they_cannot_reattest: prune.tofu_nodes,
+        batch: usize::try_from(prune.batch_size).unwrap_or(usize::MAX),
     });
     let nudge = Nudge::new();
     let mut revisions = core.replica.watch();

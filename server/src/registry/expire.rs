@@ -20,6 +20,8 @@ pub enum Agents {
         ended: Duration,
         /// Whether also those that cannot attest again by themselves.
         even_if_they_cannot_reattest: bool,
+        /// At most so many in one part.
+        batch: usize,
     },
 }
 
@@ -41,7 +43,12 @@ pub fn prune(state: &State, agents: Agents, now: SystemTime) -> Part {
         Ending::Token(hash) => Some(Change::RemoveToken(hash)),
     });
     let mut changes: Vec<Change> = ended.take(STEP).collect();
-    for (_, gone) in removable_agents(state, agents).flat_map(|kind| kind.take_while(|(at, _)| *at <= now)) {
+    let batch = match agents {
+        Agents::Keep => 0,
+        Agents::RemoveAfter { batch, .. } => batch,
+    };
+    let gone = removable_agents(state, agents).flat_map(|kind| kind.take_while(|(at, _)| *at <= now));
+    for (_, gone) in gone.take(batch) {
         let Ok(mut evicted) = agent::evict(state, &gone.id) else { continue };
         if changes.len() + evicted.changes.len() > STEP && !changes.is_empty() {
             break;
@@ -58,7 +65,7 @@ fn removable_agents(
 ) -> impl Iterator<Item = impl Iterator<Item = (SystemTime, &Arc<Agent>)>> {
     let policy = match agents {
         Agents::Keep => None,
-        Agents::RemoveAfter { ended, even_if_they_cannot_reattest } => Some((ended, even_if_they_cannot_reattest)),
+        Agents::RemoveAfter { ended, even_if_they_cannot_reattest, .. } => Some((ended, even_if_they_cannot_reattest)),
     };
     policy.into_iter().flat_map(move |(ended, all)| {
         let kinds = [Some(true), all.then_some(false)].into_iter().flatten();

@@ -1,7 +1,8 @@
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
-use spiffe_proto::entry::{BatchDeleteEntryRequest, CountEntriesRequest};
+use spiffe_proto::agent::BanAgentRequest;
+use spiffe_proto::entry::{BatchDeleteEntryRequest, CountEntriesRequest, GetAuthorizedEntriesRequest};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record as SpanRecord};
 use tracing::{Event, Metadata, Subscriber};
@@ -87,4 +88,26 @@ async fn lines_tell_the_caller_a_local_one_by_its_program() {
     let remote = (Some("192.0.2.2"), Some("spiffe://example.org/admin"));
     let expected = [Some("audit"), Some("error"), None, None, None, None, remote.0, remote.1];
     assert_eq!(told(&line, &names), expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn refused_calls_tell_who_called_and_why() {
+    let lines = Lines::default();
+    let _other = tracing::Dispatch::new(Lines::default());
+    let _guard = tracing::subscriber::set_default(lines.clone());
+    let server = Server::start().await;
+    let (caller, id) = server.agent().await;
+    let banned =
+        BanAgentRequest { id: Some(types::Spiffeid { trust_domain: "example.org".into(), path: id.path().into() }) };
+    AgentClient::new(server.local()).ban_agent(banned).await.unwrap();
+    lines.take();
+    let request = GetAuthorizedEntriesRequest::default();
+    let refused = EntryClient::new(caller).get_authorized_entries(request).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    let [line] = lines.take().try_into().unwrap();
+    let names = ["status", "status_code", "status_message", "method", "caller_addr", "caller_id"];
+    let method = "/spire.api.server.entry.v1.Entry/GetAuthorizedEntries";
+    let message = format!("authorization denied for method {method}: agent is banned");
+    let expected = ["error", "PermissionDenied", &message, method, "192.0.2.2", id.as_str()];
+    assert_eq!(told(&line, &names), expected.map(Some));
 }

@@ -106,8 +106,11 @@ fn agents_go_by_policy_and_never_when_banned() {
         entry(5, &joined, None, selectors(&format!("spiffe_id:{joined}"))),
         entry(6, &joined, None, selectors("unix:uid:1")),
     ]);
-    let after =
-        |seconds, all| Agents::RemoveAfter { ended: Duration::from_secs(seconds), even_if_they_cannot_reattest: all };
+    let after = |seconds, all| Agents::RemoveAfter {
+        ended: Duration::from_secs(seconds),
+        even_if_they_cannot_reattest: all,
+        batch: 100,
+    };
     let gone = |policy, now| prune(&state, policy, at(now)).changes;
     assert_eq!(gone(Agents::Keep, 10_000), vec![]);
     assert_eq!(next_removal(&state, Agents::Keep), None);
@@ -121,6 +124,19 @@ fn agents_go_by_policy_and_never_when_banned() {
     assert_eq!(next_removal(&state, all), Some(at(1050)));
     // With a node of a join token goes the alias that the token made, and nothing else below it.
     assert_eq!(gone(all, 1050), vec![Change::RemoveAgent(joined), Change::RemoveEntry("entry-5".into())]);
+}
+
+#[test]
+fn agents_go_in_batches_of_the_configured_size() {
+    let mut state = with((1..=7).map(|number| agent(number, "x509pop", 100, true, false)).collect());
+    let policy = Agents::RemoveAfter { ended: Duration::ZERO, even_if_they_cannot_reattest: false, batch: 3 };
+    let mut sizes = Vec::new();
+    while state.agent_count() > 0 {
+        let part = prune(&state, policy, at(100));
+        sizes.push(part.changes.len());
+        state.apply(&part).unwrap();
+    }
+    assert_eq!(sizes, [3, 3, 1]);
 }
 
 #[test]
@@ -165,7 +181,7 @@ fn scanned(state: &State, policy: Agents) -> Option<SystemTime> {
     let entries = state.entries().filter_map(|entry| entry.expires_at);
     let tokens = state.tokens().map(|token| token.expires_at);
     let agents = state.agents().filter_map(|agent| match policy {
-        Agents::RemoveAfter { ended, even_if_they_cannot_reattest: all } if !agent.is_banned() => {
+        Agents::RemoveAfter { ended, even_if_they_cannot_reattest: all, .. } if !agent.is_banned() => {
             (agent.can_reattest || all).then(|| agent.expires_at + ended)
         }
         _ => None,
@@ -184,8 +200,8 @@ proptest! {
         let ended = Duration::from_secs(ended);
         let policies = [
             Agents::Keep,
-            Agents::RemoveAfter { ended, even_if_they_cannot_reattest: false },
-            Agents::RemoveAfter { ended, even_if_they_cannot_reattest: true },
+            Agents::RemoveAfter { ended, even_if_they_cannot_reattest: false, batch: 100 },
+            Agents::RemoveAfter { ended, even_if_they_cannot_reattest: true, batch: 100 },
         ];
         for change in changes {
             state.apply_change(&change).unwrap();
