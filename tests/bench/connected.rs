@@ -10,7 +10,9 @@ use spiffe_proto::agent::agent_client::AgentClient;
 use spiffe_proto::entry::SyncAuthorizedEntriesRequest;
 use spiffe_proto::entry::entry_client::EntryClient;
 use spiffe_proto::sync::sync_client::SyncClient;
-use spiffe_proto::sync::{Held, Hello, SubscribeRequest, SubscribeResponse, subscribe_request, subscribe_response};
+use spiffe_proto::sync::{
+    Ack, Held, Hello, SubscribeRequest, SubscribeResponse, subscribe_request, subscribe_response,
+};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
@@ -25,8 +27,15 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Opens one as an agent that holds nothing yet.
+    /// Opens one as an agent that holds nothing yet, and waits for what it gets first.
     pub async fn open(node: &Node) -> Result<Self> {
+        let mut stream = Self::greet(node).await?;
+        stream.next().await?;
+        Ok(stream)
+    }
+
+    /// Opens one as an agent that holds nothing yet.
+    pub async fn greet(node: &Node) -> Result<Self> {
         let (says, said) = mpsc::channel(4);
         // A digest of no view there is, so that the server compares.
         let hello = Hello { digest: vec![0; 32].into(), ..Hello::default() };
@@ -36,13 +45,25 @@ impl Stream {
         if matches!(stream.next().await?.message, Some(subscribe_response::Message::Compare(_))) {
             let held = SubscribeRequest { message: Some(subscribe_request::Message::Held(Held::default())) };
             stream.says.send(held).await?;
-            stream.next().await?;
         }
         Ok(stream)
     }
 
     async fn next(&mut self) -> Result<SubscribeResponse> {
         self.answers.message().await?.context("the push stream ended")
+    }
+
+    /// Takes every step, as an agent does, and calls `taken` after each; until the stream ends.
+    pub async fn follow(mut self, taken: impl Fn()) -> Result<()> {
+        while let Some(answer) = self.answers.message().await? {
+            let Some(subscribe_response::Message::Part(part)) = answer.message else { continue };
+            if part.last {
+                let ack = subscribe_request::Message::Ack(Ack { step: part.step });
+                self.says.send(SubscribeRequest { message: Some(ack) }).await?;
+                taken();
+            }
+        }
+        Ok(())
     }
 
     /// Waits until the server ends it, and says when and how it did.

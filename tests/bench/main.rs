@@ -5,6 +5,7 @@ mod hostile;
 mod issuance;
 mod load;
 mod node;
+mod push;
 mod registry;
 mod report;
 mod stats;
@@ -73,6 +74,8 @@ enum Part {
     Entries,
     /// What a poll costs, with few entries in the store and with many.
     Polls,
+    /// What a change costs that is pushed.
+    Push,
     /// Memory of the server for each connected agent.
     Agents,
     /// Workload API: first answers, cached tokens, open streams.
@@ -154,6 +157,10 @@ async fn one_round(arguments: &Arguments, side: Side, binaries: &Binaries, repor
     }
     if wanted(arguments, Part::Polls) {
         polls(arguments, side, binaries, report).await.context("polls")?;
+    }
+    // A peer's agents poll.
+    if wanted(arguments, Part::Push) && binaries.kind == Kind::Signet {
+        pushes(arguments, side, binaries, report).await.context("push")?;
     }
     if wanted(arguments, Part::Agents) {
         agents(arguments, side, binaries, report).await.context("agents")?;
@@ -371,6 +378,39 @@ async fn polls(arguments: &Arguments, side: Side, binaries: &Binaries, report: &
     Ok(())
 }
 
+/// One entry after another, each told at once: to one agent of few entries and of many, to many agents, and in an agent.
+async fn pushes(arguments: &Arguments, side: Side, binaries: &Binaries, report: &mut Report) -> Result<()> {
+    use Limit::{AtMost, CpuAtMost, None};
+    const CHANGES: usize = 200;
+    let folder = tempfile::tempdir()?;
+    let server = Server::start(binaries, &folder.path().join("one"), &options()).await?;
+    push::fill(&server, 0, 1000).await?;
+    let one = push::Followers::connect(&server, 1).await?;
+    let few = push::changes(&server, &one, 1000, CHANGES).await?;
+    report.add(side, "push: an entry to an agent of 1,000", "cpu-ms", None, None, few);
+    let held = 20_000.min(arguments.entries / 5);
+    push::fill(&server, 1000 + CHANGES, held).await?;
+    registry::create(&server, held..arguments.entries).await?;
+    let many = push::changes(&server, &one, held, CHANGES).await?;
+    let what = format!("push: an entry to an agent of {held}, store of {}", arguments.entries);
+    report.add(side, &what, "cpu-ms", None, CpuAtMost(0.3), many);
+    report.add(side, "push: the same, to that of 1,000", "times", None, AtMost(1.5), many / few);
+    drop((one, server));
+
+    let server = Server::start(binaries, &folder.path().join("crowd"), &options()).await?;
+    push::fill(&server, 0, 1000).await?;
+    let crowd = push::Followers::connect(&server, arguments.agents).await?;
+    let each = push::changes(&server, &crowd, 1000, 20).await? * 1e3 / arguments.agents as f64;
+    let what = format!("push: an entry to each of {} agents of 1,000", arguments.agents);
+    report.add(side, &what, "cpu-us", None, CpuAtMost(80.0), each);
+    drop((crowd, server));
+
+    let server = Server::start(binaries, &folder.path().join("agent"), &options()).await?;
+    let applied = push::applied(&server, binaries, &folder.path().join("applying"), held, CHANGES).await?;
+    report.add(side, &format!("push: an entry in an agent of {held}"), "cpu-ms", None, CpuAtMost(1.5), applied);
+    Ok(())
+}
+
 async fn agents(arguments: &Arguments, side: Side, binaries: &Binaries, report: &mut Report) -> Result<()> {
     use Limit::{AtMost, None};
     let folder = tempfile::tempdir()?;
@@ -398,7 +438,7 @@ async fn agents(arguments: &Arguments, side: Side, binaries: &Binaries, report: 
         &format!("server memory for each of {} agents", nodes.len()),
         "KiB",
         AtMost(60.0),
-        AtMost(40.0),
+        AtMost(50.0),
         each,
     );
     report.add(

@@ -9,6 +9,8 @@ use e2e::testkit::node::Node;
 use e2e::testkit::{Agent, AgentOptions, Binaries, Server, ServerOptions, wait};
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use spiffe_proto::entry::GetAuthorizedEntriesRequest;
+use spiffe_proto::entry::entry_client::EntryClient;
 
 const NODE: &str = "spiffe://example.org/node";
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -179,6 +181,30 @@ async fn keys_that_a_restored_store_does_not_know_stay() -> Result<()> {
     assert!(log.contains("it came back from a backup"), "{log}");
     // They were published again, so they are in the records of the data store now.
     assert!(!log.contains("is in no record of its data store"), "{log}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_polls_sees_that_an_entry_was_written_again() -> Result<()> {
+    let me = nix::unistd::getuid().as_raw();
+    let mut house = House::new("").await?;
+    let node = Node::by_token(&house.server, 1, &house.server.token(Some(NODE))?).await?;
+    house.register("kept", "/kept", me)?;
+    house.back_up().await?;
+    house.register("one", "/one", me)?;
+    let polled = async || -> Result<Vec<(String, i64)>> {
+        let mut client = EntryClient::new(node.connect().await?);
+        let answer = client.get_authorized_entries(GetAuthorizedEntriesRequest::default()).await?.into_inner();
+        let entries = answer.decoded()?.into_iter().filter(|entry| ["kept", "one"].contains(&entry.id.as_str()));
+        let mut entries: Vec<_> = entries.map(|entry| (entry.id, entry.revision_number)).collect();
+        entries.sort();
+        Ok(entries)
+    };
+    assert_eq!(polled().await?, [("kept".to_owned(), 0), ("one".to_owned(), 0)]);
+    house.restore().await?;
+    // Written with the same numbers, for somebody else.
+    house.register("one", "/one", me + 4242)?;
+    assert_eq!(polled().await?, [("kept".to_owned(), 1 << 32), ("one".to_owned(), 1 << 32)]);
     Ok(())
 }
 
