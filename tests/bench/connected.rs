@@ -24,13 +24,14 @@ use crate::node::{self, Node};
 pub struct Stream {
     says: mpsc::Sender<SubscribeRequest>,
     answers: Streaming<SubscribeResponse>,
+    first: Option<SubscribeResponse>,
 }
 
 impl Stream {
     /// Opens one as an agent that holds nothing yet, and waits for what it gets first.
     pub async fn open(node: &Node) -> Result<Self> {
         let mut stream = Self::greet(node).await?;
-        stream.next().await?;
+        stream.first = Some(stream.next().await?);
         Ok(stream)
     }
 
@@ -41,21 +42,28 @@ impl Stream {
         let hello = Hello { digest: vec![0; 32].into(), ..Hello::default() };
         says.send(SubscribeRequest { message: Some(subscribe_request::Message::Hello(hello)) }).await?;
         let answers = SyncClient::new(node.channel.clone()).subscribe(ReceiverStream::new(said)).await?.into_inner();
-        let mut stream = Self { says, answers };
-        if matches!(stream.next().await?.message, Some(subscribe_response::Message::Compare(_))) {
+        let mut stream = Self { says, answers, first: None };
+        let first = stream.next().await?;
+        if matches!(first.message, Some(subscribe_response::Message::Compare(_))) {
             let held = SubscribeRequest { message: Some(subscribe_request::Message::Held(Held::default())) };
             stream.says.send(held).await?;
+        } else {
+            stream.first = Some(first);
         }
         Ok(stream)
     }
 
     async fn next(&mut self) -> Result<SubscribeResponse> {
-        self.answers.message().await?.context("the push stream ended")
+        match self.first.take() {
+            Some(first) => Ok(first),
+            None => self.answers.message().await?.context("the push stream ended"),
+        }
     }
 
     /// Takes every step, as an agent does, and calls `taken` after each; until the stream ends.
-    pub async fn follow(mut self, taken: impl Fn()) -> Result<()> {
-        while let Some(answer) = self.answers.message().await? {
+    pub async fn follow(mut self, taken: impl Fn()) -> Result<std::convert::Infallible> {
+        loop {
+            let answer = self.next().await?;
             let Some(subscribe_response::Message::Part(part)) = answer.message else { continue };
             if part.last {
                 let ack = subscribe_request::Message::Ack(Ack { step: part.step });
@@ -63,7 +71,6 @@ impl Stream {
                 taken();
             }
         }
-        Ok(())
     }
 
     /// Waits until the server ends it, and says when and how it did.

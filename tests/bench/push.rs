@@ -20,7 +20,7 @@ const ALIAS: &str = "/bench";
 /// Open streams whose agents take every step, and how many they took.
 pub struct Followers {
     taken: Arc<AtomicUsize>,
-    tasks: Vec<tokio::task::JoinHandle<Result<()>>>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
     nodes: Vec<Node>,
 }
 
@@ -32,9 +32,13 @@ impl Followers {
         let mut followers = Self { taken: Arc::default(), tasks: Vec::new(), nodes };
         for node in &followers.nodes {
             let (stream, taken) = (Stream::greet(node).await?, Arc::clone(&followers.taken));
-            followers.tasks.push(tokio::spawn(stream.follow(move || {
+            let followed = stream.follow(move || {
                 taken.fetch_add(1, Ordering::Relaxed);
-            })));
+            });
+            followers.tasks.push(tokio::spawn(async {
+                let Err(error) = followed.await;
+                eprintln!("a push stream ended: {error:#}");
+            }));
         }
         followers.have_taken(count).await?;
         // Each alias that came with a later token was told to those before.
@@ -43,11 +47,12 @@ impl Followers {
     }
 
     async fn have_taken(&self, steps: usize) -> Result<()> {
+        let lost = || self.tasks.iter().any(tokio::task::JoinHandle::is_finished);
         wait::until("the steps of all streams", PATIENCE, async || {
-            (self.taken.load(Ordering::Relaxed) >= steps).then_some(())
+            (self.taken.load(Ordering::Relaxed) >= steps || lost()).then_some(())
         })
         .await?;
-        ensure!(self.tasks.iter().all(|task| !task.is_finished()), "a push stream ended");
+        ensure!(!lost(), "a push stream ended");
         Ok(())
     }
 
