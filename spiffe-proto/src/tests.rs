@@ -283,6 +283,7 @@ fn every_service_is_there_with_every_method() {
         ("SpiffeWorkloadAPI", 7),
         ("envoy.service.secret.v3.SecretDiscoveryService", 3),
         ("grpc.health.v1.Health", 3),
+        ("signet.backup.v1.Backup", 1),
         ("signet.sync.v2.Sync", 1),
         ("spiffe.broker.API", 4),
         ("spire.agent.debug.v1.Debug", 1),

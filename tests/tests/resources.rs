@@ -138,3 +138,33 @@ async fn a_key_file_serves_one_program() -> Result<()> {
     server.signal(Signal::SIGKILL).await?;
     server.start_again().await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_was_away_for_too_long_says_how_it_comes_back() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let binaries = Binaries::signet()?;
+    let options = ServerOptions { server_block: "  agent_ttl = \"5s\"\n".into(), ..ServerOptions::default() };
+    let server = Server::start(&binaries, &folder.path().join("server"), &options).await?;
+    let settings = AgentOptions { join_token: Some(server.token(Some(NODE))?), ..AgentOptions::default() };
+    let mut agent = Agent::start(&binaries, &folder.path().join("agent"), &server, &settings).await?;
+    agent.signal(Signal::SIGTERM).await?;
+    let over = || -> Result<bool> {
+        let listed: Value = serde_json::from_str(&server.ok(&["agent", "list", "-output", "json"])?)?;
+        let ends = listed["agents"][0]["x509svid_expires_at"].as_str().context("no end")?.parse::<i64>()?;
+        Ok(time::OffsetDateTime::now_utc().unix_timestamp() > ends)
+    };
+    wait::until("the end of its SVID", PATIENCE, async || over().ok()?.then_some(())).await?;
+    agent.start_without_waiting()?;
+    // A minute is what a first attestation may take.
+    wait::until("the end of the agent", 2 * PATIENCE, async || agent.ended().ok().flatten().map(drop)).await?;
+    let log = std::fs::read_to_string(agent.log())?;
+    for words in [
+        "the agent's SVID expired before it could be renewed, and its join token is used up",
+        "`signet-server entry show -parentID spiffe://example.org/spire/agent/join_token/",
+        "`signet-server token generate -spiffeID ALIAS`",
+        "`signet-agent run -joinToken TOKEN`",
+    ] {
+        ensure!(log.contains(words), "{words:?} is not in\n{log}");
+    }
+    Ok(())
+}

@@ -59,7 +59,7 @@ impl Identity {
             let Err(error) = result else { continue };
             let left = give_up_at.saturating_sub(self.inner.clock.boot());
             if !error.is_retryable() || left.is_zero() {
-                return Err(error);
+                return Err(self.without_way_back(error));
             }
             let wait = backoff.next(&self.inner.entropy).min(left);
             tracing::warn!(
@@ -78,6 +78,27 @@ impl Identity {
             }
         }
         Ok(())
+    }
+
+    /// What ends this start: for an agent whose stored SVID is over and whose join token is used up, that, with the commands
+    /// that bring it back. A server that cannot be reached says nothing about either.
+    fn without_way_back(&self, error: IdentityError) -> IdentityError {
+        let answered = matches!(
+            &error,
+            IdentityError::Attest(AttestError::Status(_) | AttestError::Refused(_) | AttestError::Prove(_))
+        );
+        let stored = {
+            let data = self.inner.data();
+            (!data.disk.reattestable).then(|| data.disk.svid.clone())
+        };
+        let agent = stored.and_then(|chain| X509Svid::from_chain(chain).ok()).map(|svid| svid.id);
+        match agent.filter(|id| answered && id.is_member_of(&self.inner.trust_domain)) {
+            Some(agent) => {
+                tracing::error!(error = runtime::telemetry::chain(&error), "The stored identity has ended");
+                IdentityError::Expired { agent }
+            }
+            None => error,
+        }
     }
 
     async fn fetch_first_bundle(&self, link: &ServerLink) -> Result<(), IdentityError> {

@@ -106,7 +106,7 @@ pub async fn tls_stream(
 }
 
 async fn shaken(connector: &TlsConnector, to: SocketAddr, from: SocketAddr) -> std::io::Result<TlsStream<TcpStream>> {
-    let socket = TcpSocket::new_v4()?;
+    let socket = if from.is_ipv6() { TcpSocket::new_v6()? } else { TcpSocket::new_v4()? };
     socket.bind(from)?;
     let stream = socket.connect(to).await?;
     stream.set_nodelay(true)?;

@@ -1,6 +1,7 @@
 //! Callers without a certificate on the server's network listener: what they hold, draw and write is bounded, and nobody
 //! else notices them.
 
+use std::future::Future;
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result, ensure};
@@ -8,9 +9,15 @@ use e2e::testkit::frames::{Fields, Frames, Outcome, call, framed, with, workload
 use e2e::testkit::node::Node;
 use e2e::testkit::wire::tls_stream;
 use e2e::testkit::{Binaries, Server, ServerOptions, tls, wait};
+use nix::sched::{CloneFlags, unshare};
 use spiffe_proto::agent::ListAgentsRequest;
 use spiffe_proto::agent::agent_client::AgentClient;
+use spiffe_proto::sync::subscribe_request::Message as Said;
+use spiffe_proto::sync::subscribe_response::Message as Told;
+use spiffe_proto::sync::sync_client::SyncClient;
+use spiffe_proto::sync::{Held, HeldEntry, Hello, SubscribeRequest, SubscribeResponse};
 use tempfile::TempDir;
+use tokio_stream::StreamExt as _;
 use tonic::Code;
 
 use super::{House, PATIENCE};
@@ -166,6 +173,112 @@ async fn the_rate_of_strangers_is_their_address_and_that_of_agents_their_id() ->
     attests(&server, 1).await?;
     let mut neighbour = stranger(&server, [127, 9, 0, 2]).await?;
     assert_eq!(neighbour.call(&call(ATTEST), Some(&refused)).await?, invalid);
+    Ok(())
+}
+
+/// Runs `test` on a thread with a network of its own, which has a loopback interface with these IPv6 addresses.
+fn in_a_network<F: Future<Output = Result<()>>>(
+    addresses: &'static [&'static str],
+    test: impl FnOnce() -> F + Send + 'static,
+) -> Result<()> {
+    let run = move || -> Result<()> {
+        unshare(CloneFlags::CLONE_NEWNET).context("making a network; the tests need root")?;
+        let ip = |arguments: &[&str]| -> Result<()> {
+            let output = std::process::Command::new("ip").args(arguments).output().context("running ip")?;
+            ensure!(output.status.success(), "ip {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+            Ok(())
+        };
+        ip(&["link", "set", "lo", "up"])?;
+        for address in addresses {
+            ip(&["-6", "address", "add", address, "dev", "lo", "nodad"])?;
+        }
+        tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(test())
+    };
+    std::thread::spawn(run).join().map_err(|_| anyhow::anyhow!("the test panicked"))?
+}
+
+#[test]
+fn an_ipv6_network_is_one_caller() -> Result<()> {
+    in_a_network(&["2001:db8:0:1::1/128", "2001:db8:0:1::2/128", "2001:db8:0:2::1/128"], || async {
+        let (_folder, mut server) = server("").await?;
+        server.signal(nix::sys::signal::Signal::SIGTERM).await?;
+        let text = std::fs::read_to_string(server.config())?;
+        std::fs::write(server.config(), text.replace("bind_address = \"127.0.0.1\"", "bind_address = \"[::]\""))?;
+        server.start_again().await?;
+        let port = server.port;
+        let connect = |from: &'static str| async move {
+            let from = SocketAddr::new(from.parse()?, 0);
+            Frames::over(tls_stream(SocketAddr::new(from.ip(), port), from, None).await?).await
+        };
+        let exhausted = Outcome::Status(Code::ResourceExhausted as u32);
+        let invalid = Outcome::Status(Code::InvalidArgument as u32);
+        // Eight a second pass, 32 may wait: the first address fills that for its whole network.
+        let mut open = Vec::new();
+        for _ in 0..10 {
+            let mut frames = connect("2001:db8:0:1::1").await?;
+            for _ in 0..8 {
+                frames.open(&call(ATTEST), Some(&framed(b""))).await?;
+            }
+            open.push(frames);
+        }
+        let mut refused = 0;
+        for _ in 0..5 {
+            let mut frames = connect("2001:db8:0:1::2").await?;
+            for _ in 0..8 {
+                frames.open(&call(ATTEST), Some(&framed(b""))).await?;
+            }
+            refused += usize::from(frames.outcome(15).await? == exhausted);
+        }
+        ensure!(refused > 0, "a neighbour in the same network is served as if nobody else were there");
+        let mut other = connect("2001:db8:0:2::1").await?;
+        assert_eq!(other.call(&call(ATTEST), Some(&framed(b""))).await?, invalid);
+        Ok(())
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_agent_says_it_holds_is_bounded() -> Result<()> {
+    let (_folder, server) = server("").await?;
+    let node = attests(&server, 1).await?;
+    let before = memory(&server)?;
+    let hello = || Hello { digest: vec![9; 32].into(), ..Hello::default() };
+    let say = |message| SubscribeRequest { message: Some(message) };
+    let held = |ids: Vec<String>, more| {
+        let entries = ids.into_iter().map(|id| HeldEntry { id, content: vec![1; 32].into() }).collect();
+        say(Said::Held(Held { entries, bundles: Vec::new(), more }))
+    };
+    let subscribe = async |messages: Vec<SubscribeRequest>| -> Result<Vec<SubscribeResponse>, tonic::Status> {
+        let channel = node.connect().await.map_err(|error| tonic::Status::unknown(format!("{error:#}")))?;
+        // What was said is not the end: the stream stays open.
+        let said = tokio_stream::iter(messages).chain(tokio_stream::pending());
+        let mut answers = SyncClient::new(channel).subscribe(said).await?.into_inner();
+        let mut told = Vec::new();
+        while let Some(answer) = answers.message().await? {
+            let ends = matches!(answer.message, Some(Told::Part(_)));
+            told.push(answer);
+            if ends {
+                break;
+            }
+        }
+        Ok(told)
+    };
+    // About 40 MiB of what is kept of it, in messages of 3 MiB.
+    let mut messages = vec![say(Said::Hello(hello()))];
+    for page in 0..10 {
+        let ids = (0..13_000).map(|number| format!("{page}-{number:0>190}")).collect();
+        messages.push(held(ids, page < 9));
+    }
+    let told = subscribe(messages).await?;
+    let Some(SubscribeResponse { message: Some(Told::Part(part)) }) = told.last() else {
+        anyhow::bail!("no part: {told:?}");
+    };
+    ensure!(part.anew, "the view is sent anew to who holds too much");
+    let after = memory(&server)?;
+    ensure!(after < before + 96 * 1024, "the server grew from {before} to {after} KiB");
+    let messages = vec![say(Said::Hello(hello())), held(vec!["x".repeat(256)], false)];
+    let refused = subscribe(messages).await.err().context("a name of 256 bytes was taken")?;
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    attests(&server, 2).await?;
     Ok(())
 }
 
