@@ -247,7 +247,7 @@ impl Agent {
         let failed = stopping.is_requested() && !stop.is_requested();
         life.health.waiting(HEALTH, "stopping");
         if let Some(Err(error)) = &ended {
-            tracing::error!(error = telemetry::chain(error), "Stopping for want of an identity");
+            tracing::error!(error = telemetry::chain(error), "Stopping: the agent has no identity");
         }
         trigger.request();
         // A renewal that is under way should reach the disk: the server may have committed it.
@@ -281,7 +281,7 @@ impl Life {
         };
         let attestors = Arc::new(Attestors::new(attestors, self.log.clone()));
         let routes = api::workload_routes(&self.cache, attestors, settings, self.clock.clone(), self.log.clone());
-        tracing::info!(network = "unix", address = %self.config.socket_path.display(), "Starting Workload API");
+        tracing::info!(network = "unix", address = %self.config.socket_path.display(), "Starting Workload and SDS APIs");
         let limits = UnixLimits::for_everybody();
         let served = serve::unix(listening.workloads, routes, limits, self.log.clone(), stopping.clone());
         listeners.spawn_critical("workload listener", served);

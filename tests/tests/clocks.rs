@@ -294,7 +294,8 @@ async fn the_clock_of_a_running_agent_is_wrong(seconds: i64) -> Result<()> {
     wait::until("a renewal and a complaint about the clock", PATIENCE, async || {
         let log = std::fs::read_to_string(agent.log()).unwrap_or_default();
         let since = log.get(begun..)?;
-        let renewed = since.contains("Renewed the agent's SVID") || since.contains("Could not renew the agent's SVID");
+        let renewed =
+            since.contains("Successfully rotated agent SVID") || since.contains("Could not renew the agent's SVID");
         (renewed && since.contains("not valid by this machine's clock")).then_some(())
     })
     .await?;

@@ -534,3 +534,56 @@ fn run_config(server: &Path, config: &Path) -> Result<Output> {
 fn text_of(output: &Output) -> String {
     text(output)
 }
+
+/// The lines of a log that hold `words`, as far as they have all of `fields`.
+fn lines_with(log: &Path, words: &str, fields: &[&str]) -> Result<usize> {
+    let log = std::fs::read_to_string(log)?;
+    let quoted = |line: &str| line.contains(&format!("msg=\"{words}\"")) || line.contains(&format!("msg={words} "));
+    Ok(log.lines().filter(|line| quoted(line) && fields.iter().all(|field| line.contains(field))).count())
+}
+
+/// What scripts and SPIRE's own integration suites wait for, word by word.
+#[tokio::test]
+async fn logs_say_what_scripts_wait_for() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let proof = e2e::peers::Proof::new(folder.path(), e2e::peers::Attestation::X509Pop)?;
+    let options = ServerOptions { plugins: proof.server_plugin(), ..ServerOptions::default() };
+    let binaries = Binaries::signet()?;
+    let server = Server::start(&binaries, &folder.path().join("server"), &options).await?;
+    let mut settings = proof.agent_options(&server)?;
+    settings.agent_block = format!("{}\n  log_level = \"DEBUG\"", settings.agent_block);
+    let mut agent = Agent::start(&binaries, &folder.path().join("agent"), &server, &settings).await?;
+    let listed: Value = serde_json::from_str(&server.ok(&["agent", "list", "-output", "json"])?)?;
+    let id = format!("spiffe://example.org{}", listed["agents"][0]["id"]["path"].as_str().context("no agent")?);
+    let told = async |words: &str, fields: &[&str]| {
+        wait::until(words, Duration::from_secs(60), async || {
+            lines_with(&agent.log(), words, fields).is_ok_and(|count| count > 0).then_some(())
+        })
+        .await
+    };
+    let node = format!("spiffe_id=\"{id}\"");
+    told("Node attestation was successful", &["level=info", &node]).await?;
+    told("Starting Workload and SDS APIs", &["level=info", "network=unix"]).await?;
+    register(&server, &id, "/web", &["-entryID", "web"])?;
+    let web = ["level=debug", "entry=web", "spiffe_id=\"spiffe://example.org/web\""];
+    told("Entry created", &web).await?;
+    let fetched = agent.command(&["api", "fetch", "x509"])?;
+    assert!(fetched.status.success(), "{}", String::from_utf8_lossy(&fetched.stderr));
+    told("Fetched X.509 SVID", &web).await?;
+    let token = agent.command(&["api", "fetch", "jwt", "-audience", "reader"])?;
+    assert!(token.status.success(), "{}", String::from_utf8_lossy(&token.stderr));
+    told("Fetched JWT SVID", &["level=debug", "reader", "spiffe_id=\"spiffe://example.org/web\""]).await?;
+    let token = String::from_utf8_lossy(&token.stdout).into_owned();
+    let token = token.split_whitespace().find(|word| word.starts_with("eyJ")).context("no token")?;
+    assert!(!std::fs::read_to_string(agent.log())?.contains(token), "the token itself is in the log");
+    server.ok(&["entry", "delete", "-entryID", "web"])?;
+    told("Entry removed", &web).await?;
+    server.ok(&["agent", "evict", "-spiffeID", &id])?;
+    told("Agent needs to re-attest; will attempt to re-attest", &["level=warning"]).await?;
+    told("Successfully reattested node", &["level=info", &node]).await?;
+    server.ok(&["agent", "ban", "-spiffeID", &id])?;
+    told("Agent is banned: removing SVID and shutting down", &["level=error"]).await?;
+    let ended = wait::until("the agent's end", Duration::from_secs(60), async || agent.ended().ok().flatten()).await?;
+    assert!(!ended.success(), "{ended}");
+    Ok(())
+}

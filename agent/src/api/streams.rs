@@ -49,6 +49,9 @@ struct Follower<K> {
 trait Kind: Send + 'static {
     /// The message for a view; nothing if there is none to be sent now.
     fn message(&self, view: &View, first: bool) -> Result<Option<Bytes>, Status>;
+
+    /// Says at debug what a process gets.
+    fn tell(&self, _view: &View, _peer: &UnixPeer) {}
 }
 
 /// Messages for a caller that was attested just now, until the first error.
@@ -87,6 +90,7 @@ impl<K: Kind> Follower<K> {
                 look_again(&self.peer).await.map_err(|refusal| status::refused(&refusal))?;
                 self.looked_at = Instant::now();
             }
+            self.kind.tell(&view, &self.peer);
             self.sent = Some(message.clone());
             return Ok(message);
         }
@@ -128,6 +132,18 @@ impl Kind for Svids {
             return Err(status::not_issued());
         }
         Ok(Some(view.encoded.get_or_init(|| svids(view)).clone()))
+    }
+
+    fn tell(&self, view: &View, peer: &UnixPeer) {
+        for svid in &view.svids {
+            tracing::debug!(
+                method = "FetchX509SVID",
+                pid = peer.pid,
+                spiffe_id = %svid.id,
+                entry = %svid.entry_id,
+                "Fetched X.509 SVID"
+            );
+        }
     }
 }
 

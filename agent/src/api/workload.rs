@@ -287,6 +287,15 @@ impl Inner {
         if attested_at.elapsed() > LOOK {
             look_again(peer).await.map_err(|refusal| status::refused(&refusal))?;
         }
+        for svid in &svids {
+            tracing::debug!(
+                method = "FetchJWTSVID",
+                pid = peer.pid,
+                spiffe_id = %svid.id,
+                audience = ?request.audience,
+                "Fetched JWT SVID"
+            );
+        }
         let svids = svids.iter().map(|svid| wire::Jwtsvid {
             spiffe_id: svid.id.to_string(),
             svid: svid.token.to_string(),

@@ -102,6 +102,16 @@ pub struct Changed {
 }
 
 impl Changed {
+    /// Says in SPIRE's words what became of the entry.
+    pub fn tell(&self) {
+        match (&self.before, &self.after) {
+            (None, Some(entry)) => tracing::debug!(entry = %entry.id, spiffe_id = %entry.spiffe_id, "Entry created"),
+            (Some(_), Some(entry)) => tracing::debug!(entry = %entry.id, spiffe_id = %entry.spiffe_id, "Entry updated"),
+            (Some(entry), None) => tracing::debug!(entry = %entry.id, spiffe_id = %entry.spiffe_id, "Entry removed"),
+            (None, None) => {}
+        }
+    }
+
     /// Whether credentials of the earlier form must not be used for the later one: gone, made anew, or another identity.
     pub fn ends_credentials(&self) -> bool {
         match (&self.before, &self.after) {

@@ -88,6 +88,7 @@ impl State {
         let mut ended = Vec::new();
         for change in &changed {
             let Some(id) = change.before.as_ref().or(change.after.as_ref()).map(|entry| &entry.id) else { continue };
+            change.tell();
             self.refused.remove(id);
             self.coming.remove(id);
             if change.before.is_some() {

@@ -122,12 +122,20 @@ impl Identity {
             let decided = self.inner.judging().decided.take();
             match decided {
                 Some(Decision::Forget(denial)) => {
+                    // Scripts wait for these words of SPIRE's, and for those below.
+                    match denial {
+                        Denial::Banned => tracing::error!("Agent is banned: removing SVID and shutting down"),
+                        _ => tracing::error!(
+                            reason = %denial,
+                            "Agent needs to re-attest: removing SVID and shutting down"
+                        ),
+                    }
                     let agent = self.svid().filter(|svid| !svid.reattestable).map(|svid| svid.svid.id.clone());
                     return Err(self.forget(IdentityError::Denied { denial, agent }).await);
                 }
                 Some(Decision::UnknownAuthority) => return Err(self.unknown_authority().await),
                 Some(Decision::Reattest(denial)) => {
-                    tracing::warn!(reason = %denial, "Attesting anew");
+                    tracing::warn!(reason = %denial, "Agent needs to re-attest; will attempt to re-attest");
                     if denial == Denial::NotActive {
                         self.replaced(&mut replaced_at);
                     }
@@ -327,6 +335,7 @@ impl Identity {
     }
 
     async fn attest(&self, link: &ServerLink, patience: Duration) -> Result<Option<Next>, IdentityError> {
+        let again = self.svid().is_some();
         let (key, csr) = self.new_key().await?;
         let attested = link.attest(&*self.inner.prover, csr, patience).await.map_err(IdentityError::Attest)?;
         let bundle = attested.bundle.filter(|bundle| !bundle.x509.is_empty()).map(Arc::new);
@@ -335,7 +344,12 @@ impl Identity {
             self.adopt_bundle(&bundle).await;
         }
         if let Some(svid) = self.svid() {
-            tracing::info!(spiffe_id = %svid.svid.id, reattestable = svid.reattestable, "Node attestation succeeded");
+            let (spiffe_id, reattestable) = (&svid.svid.id, svid.reattestable);
+            if again {
+                tracing::info!(%spiffe_id, reattestable, "Successfully reattested node");
+            } else {
+                tracing::info!(%spiffe_id, reattestable, "Node attestation was successful");
+            }
         }
         Ok(next)
     }
@@ -349,7 +363,7 @@ impl Identity {
         let (key, csr) = self.new_key().await?;
         let chain = link.renew(csr, patience).await.map_err(IdentityError::Renew)?;
         let next = self.offer(chain, key, current.reattestable).await?;
-        tracing::info!(spiffe_id = %current.svid.id, in_use = next.is_none(), "Renewed the agent's SVID");
+        tracing::info!(spiffe_id = %current.svid.id, in_use = next.is_none(), "Successfully rotated agent SVID");
         Ok(next)
     }
 
