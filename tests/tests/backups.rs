@@ -142,9 +142,15 @@ async fn a_restored_backup_serves_the_agents_that_were_there() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backup_with_keys_brings_a_lost_machine_back() -> Result<()> {
-    let mut house = House::new().await?;
-    house.create(&["-withKeys"])?;
     use std::os::unix::fs::PermissionsExt as _;
+    let mut house = House::new().await?;
+    // A name that can be guessed, put there by somebody else, gets no keys.
+    let (trap, part) = (house.folder.path().join("trap"), house.folder.path().join("signet.backup.part"));
+    std::fs::write(&trap, b"")?;
+    std::fs::set_permissions(&trap, std::fs::Permissions::from_mode(0o666))?;
+    std::os::unix::fs::symlink(&trap, &part)?;
+    house.create(&["-withKeys"])?;
+    ensure!(std::fs::read(&trap)?.is_empty() && std::fs::symlink_metadata(&part).is_err(), "keys went through a link");
     assert_eq!(std::fs::metadata(house.file())?.permissions().mode() & 0o777, 0o600);
     let bundle = house.server.ok(&["bundle", "show"])?;
     house.server.signal(Signal::SIGKILL).await?;

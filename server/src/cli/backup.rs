@@ -102,6 +102,31 @@ fn key_file(config: &Path, environment: &Environment) -> Result<PathBuf, CliErro
     target.keys.ok_or(CliError::Flags("-withKeys needs KeyManager \"disk\": there is no key file in memory"))
 }
 
+/// A file that is made new, readable by its owner only, and gone again unless it is kept: private keys may be in it.
+struct Beside(PathBuf);
+
+impl Beside {
+    fn make(file: &Path) -> std::io::Result<(Self, std::fs::File)> {
+        let mut name = file.as_os_str().to_owned();
+        name.push(".part");
+        let path = PathBuf::from(name);
+        // What an earlier command left, or somebody else has put there, with permissions or a target of their own.
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let opened = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+        Ok((Self(path), opened))
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        // Renamed already if all went well.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
 async fn create(connection: Connection, keys: Option<&Path>, file: &Path, screen: &mut Screen) -> Result<(), CliError> {
     if file.exists() {
         return Err(CliError::Flags("the file is there already; name another one"));
@@ -111,15 +136,11 @@ async fn create(connection: Connection, keys: Option<&Path>, file: &Path, screen
         read.ok_or(CliError::Flags("there is no key file where the configuration names it"))
     });
     let keys = keys.transpose()?;
-    let beside = {
-        let mut name = file.as_os_str().to_owned();
-        name.push(".part");
-        PathBuf::from(name)
-    };
     let unwritten = |source| failed(file)(BackupError::File(source));
-    let opened = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside);
-    let mut writer = Writer::new(std::io::BufWriter::new(opened.map_err(unwritten)?)).map_err(failed(file))?;
-    let mut client = BackupClient::new(connection.open().await?).max_decoding_message_size(MAX_ANSWER);
+    let channel = connection.open().await?;
+    let (beside, opened) = Beside::make(file).map_err(unwritten)?;
+    let mut writer = Writer::new(std::io::BufWriter::new(opened)).map_err(failed(file))?;
+    let mut client = BackupClient::new(channel).max_decoding_message_size(MAX_ANSWER);
     let mut frames = client.create(CreateRequest {}).await?.into_inner();
     loop {
         let frame = frames.message().await?.ok_or(CliError::Missing("the end of the backup"))?;
@@ -135,7 +156,7 @@ async fn create(connection: Connection, keys: Option<&Path>, file: &Path, screen
     let written = writer.finish().map_err(failed(file))?;
     let written = written.into_inner().map_err(|error| unwritten(error.into_error()))?;
     written.sync_all().map_err(unwritten)?;
-    std::fs::rename(&beside, file).map_err(unwritten)?;
+    std::fs::rename(&beside.0, file).map_err(unwritten)?;
     let contents = read(file)?;
     screen.line(format!("Backup written to {}", file.display()));
     tell(&contents, screen);
