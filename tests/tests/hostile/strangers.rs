@@ -169,8 +169,11 @@ async fn the_rate_of_strangers_is_their_address_and_that_of_agents_their_id() ->
     }
     let invalid = Outcome::Status(Code::InvalidArgument as u32);
     ensure!(outcomes.iter().any(|outcome| *outcome != invalid), "{outcomes:?}");
-    // A neighbour in the same network has a place of its own, and so has an agent at the very same address.
-    attests(&server, 1).await?;
+    // An agent at the very same address has a place of its own, by its id, and so has a neighbour in the same network.
+    let node = attests(&server, 1).await?;
+    let to = SocketAddr::from(([127, 0, 0, 1], server.port));
+    let known = tls_stream(to, SocketAddr::from(([127, 9, 0, 1], 0)), Some(node.presented.clone())).await?;
+    assert_eq!(Frames::over(known).await?.call(&soon, Some(&refused)).await?, invalid);
     let mut neighbour = stranger(&server, [127, 9, 0, 2]).await?;
     assert_eq!(neighbour.call(&call(ATTEST), Some(&refused)).await?, invalid);
     Ok(())
